@@ -1,0 +1,157 @@
+"""A FLUX checkpoint directory in diffusers layout, read from its JSON files and safetensors headers alone.
+
+Both processes use it: the front for defaults, limits and a quick refusal of what cannot load, the worker as its plan
+of components and bytes. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from safelight.errors import CheckpointInvalid, CheckpointNotFound
+from safelight.model_card import ModelCard
+from safelight.safetensors_header import SafetensorsHeader, read_header
+
+EMBEDDED_MODEL = "safelight/shapes"
+
+_EMBEDDED_DIR = Path(__file__).parent / "models" / "shapes"
+_TOKENIZERS = frozenset(
+    {
+        "CLIPTokenizer",
+        "CLIPTokenizerFast",
+        "T5Tokenizer",
+        "T5TokenizerFast",
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+    }
+)
+_CLASSES: dict[str, tuple[str, frozenset[str]]] = {
+    "tokenizer": ("transformers", _TOKENIZERS),
+    "tokenizer_2": ("transformers", _TOKENIZERS),
+    "scheduler": ("diffusers", frozenset({"FlowMatchEulerDiscreteScheduler"})),
+    "text_encoder": ("transformers", frozenset({"CLIPTextModel"})),
+    "text_encoder_2": ("transformers", frozenset({"T5EncoderModel"})),
+    "transformer": ("diffusers", frozenset({"FluxTransformer2DModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL"})),
+}
+_WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
+_WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "scheduler")
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of the pipeline. ``dtype`` is the safetensors name (``F16``, ``BF16``, ``F32``) most of it has."""
+
+    name: str
+    library: str
+    class_name: str
+    weight_bytes: int
+    dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory that was found complete. ``components`` are in the order in which they load."""
+
+    path: Path
+    components: tuple[Component, ...]
+    card: ModelCard
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights on disk."""
+        return sum(component.weight_bytes for component in self.components)
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Finds and checks a model given as ``safelight/shapes`` or as a directory.
+
+    Raises ``CheckpointNotFound`` or ``CheckpointInvalid`` with a sentence that names the file or the remedy.
+    """
+    path = _EMBEDDED_DIR if model == EMBEDDED_MODEL else Path(model).expanduser()
+    if not path.is_dir():
+        raise CheckpointNotFound(
+            f"there is no model {model!r}: give the directory of a FLUX.1 checkpoint in diffusers layout, "
+            f"or {EMBEDDED_MODEL!r} for the embedded one"
+        )
+    index = _read_json(path / "model_index.json", dict[str, Any])
+    if index.get("_class_name") != "FluxPipeline":
+        raise CheckpointInvalid(f"{path / 'model_index.json'} is for {index.get('_class_name')}, not FluxPipeline")
+    components = tuple(_read_component(path, name, index.get(name)) for name in _CLASSES)
+    return Checkpoint(path.resolve(), components, _read_card(path, model))
+
+
+def _read_component(path: Path, name: str, entry: object) -> Component:
+    library, allowed = _CLASSES[name]
+    match entry:
+        case [str(found_library), str(class_name)] if found_library == library and class_name in allowed:
+            pass
+        case _:
+            raise CheckpointInvalid(
+                f"{path / 'model_index.json'} names {entry} as {name}: {library} {' or '.join(sorted(allowed))} "
+                "is what FLUX.1 uses"
+            )
+    folder = path / name
+    if name in _WITHOUT_WEIGHTS:
+        if not folder.is_dir():
+            raise CheckpointInvalid(f"{folder} is missing")
+        return Component(name, library, class_name, 0, None)
+    _read_json(folder / "config.json", dict[str, Any])
+    headers = _read_weights(folder, _WEIGHTS[library])
+    dtypes = [dtype for header in headers for dtype in header.tensors.values()]
+    dtype = max(set(dtypes), key=dtypes.count, default=None)
+    return Component(name, library, class_name, sum(header.weight_bytes for header in headers), dtype)
+
+
+def _read_weights(folder: Path, file_name: str) -> list[SafetensorsHeader]:
+    index_path = folder / f"{file_name}.index.json"
+    if not index_path.exists():
+        if not (folder / file_name).exists():
+            raise CheckpointInvalid(f"{folder / file_name} is missing (only safetensors are loaded)")
+        return [read_header(folder / file_name)]
+    weight_map = _read_json(index_path, _ShardIndex).weight_map
+    headers = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise CheckpointInvalid(f"{index_path} points outside its folder: {shard!r}")
+        headers[shard] = read_header(folder / shard)
+    for tensor, shard in weight_map.items():
+        if tensor not in headers[shard].tensors:
+            raise CheckpointInvalid(f"{folder / shard} lacks the tensor {tensor} that {index_path.name} promises")
+    return list(headers.values())
+
+
+class _ShardIndex(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _read_card(path: Path, model: str) -> ModelCard:
+    own = path / "safelight.json"
+    if own.exists():
+        return _read_json(own, ModelCard)
+    transformer = _read_json(path / "transformer" / "config.json", dict[str, Any])
+    if transformer.get("guidance_embeds"):
+        return ModelCard(id=model, title="FLUX.1-dev")
+    # schnell is distilled to four steps and was trained with 256 text tokens.
+    return ModelCard(
+        id=model,
+        title="FLUX.1-schnell",
+        default_num_inference_steps=4,
+        default_guidance_scale=None,
+        max_sequence_length=256,
+    )
+
+
+def _read_json(path: Path, kind: type[Parsed]) -> Parsed:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
+    except msgspec.MsgspecError as error:
+        raise CheckpointInvalid(f"{path} is not what it should be: {error}") from None

@@ -1,0 +1,103 @@
+"""The command line: ``serve``, ``generate``, ``doctor``. Parses, calls, prints the error sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safelight import __version__
+from safelight.config import ENV_PREFIX, Config, load_config, settings
+from safelight.errors import ConfigError, SafelightError
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 failed, 2 wrong usage or setting."""
+    args = build_parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+    except ConfigError as error:
+        print(f"safelight: {error.message}", file=sys.stderr)
+        return EXIT_USAGE
+    except SafelightError as error:
+        print(f"safelight: {error.message}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; every setting of ``Config`` is an option of ``serve`` and ``doctor``."""
+    parser = argparse.ArgumentParser(prog="safelight", description="A FLUX image server.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"safelight {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    serve = commands.add_parser("serve", help="run the server", allow_abbrev=False)
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+
+    generate = commands.add_parser("generate", help="draw one image", allow_abbrev=False)
+    _add_generate_options(generate)
+    generate.set_defaults(run=_generate)
+
+    doctor = commands.add_parser("doctor", help="say what is wrong with this machine", allow_abbrev=False)
+    _add_settings(doctor)
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    for setting in settings():
+        default = setting.default if setting.default != () else "empty"
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            metavar=setting.name.upper(),
+            help=f"{setting.metadata['help']} [env: {ENV_PREFIX}{setting.name.upper()}] [default: {default}]",
+        )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"TOML file with settings [env: {ENV_PREFIX}CONFIG]"
+    )
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file to write [default: out.png]")
+    parser.add_argument("--url", help="server to ask [default: http://127.0.0.1:8000 if one answers, else none]")
+    parser.add_argument("--seed", type=int, help="seed that makes the same image again")
+    parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")
+    parser.add_argument("--size", metavar="WxH", help="size in pixels [default: the model's]")
+    parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
+    parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The settings from flags, environment and file. Raises ``ConfigError``."""
+    flags = {setting.name: getattr(args, setting.name) for setting in settings()}
+    file = args.config or os.environ.get(f"{ENV_PREFIX}CONFIG")
+    return load_config(flags, os.environ, Path(file) if file else None)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    config = config_of(args)
+    from safelight.server.serve import serve
+
+    return serve(config)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from safelight.commands.generate import generate
+
+    return generate(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    config = config_of(args)
+    from safelight.commands.doctor import doctor
+
+    return doctor(config)

@@ -1,0 +1,83 @@
+"""``safelight doctor``: what is wrong with this machine for this configuration, one line a finding."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from safelight.checkpoint import Checkpoint, open_checkpoint
+from safelight.config import Config
+from safelight.errors import SafelightError
+
+_MIN_FREE_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``is_fatal`` findings keep the server from serving."""
+
+    is_ok: bool
+    sentence: str
+    is_fatal: bool = True
+
+
+def doctor(config: Config) -> int:
+    """Prints every finding; 1 if one of them keeps the server from serving."""
+    findings = []
+    for check in (_machine, _data_dir, _port, _model, _devices):
+        for finding in _guarded(check, config):
+            findings.append(finding)
+            mark = "ok  " if finding.is_ok else "FAIL" if finding.is_fatal else "warn"
+            print(f"{mark}  {finding.sentence}", flush=True)
+    return int(any(not finding.is_ok and finding.is_fatal for finding in findings))
+
+
+def _guarded(check: Callable[[Config], Iterator[Finding]], config: Config) -> Iterator[Finding]:
+    try:
+        yield from check(config)
+    except SafelightError as error:
+        yield Finding(False, error.message)
+
+
+def _machine(_config: Config) -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
+    yield Finding(True, f"Python {platform.python_version()}, {cores} cores, {libraries}")
+
+
+def _data_dir(config: Config) -> Iterator[Finding]:
+    path = config.data_dir.absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(False, f"data directory {path} cannot be written: change its permissions or --data-dir")
+        return
+    free_bytes = shutil.disk_usage(existing).free
+    enough = free_bytes >= _MIN_FREE_BYTES
+    yield Finding(enough, f"data directory {path}: {free_bytes / 1e9:.1f} GB free", is_fatal=False)
+
+
+def _port(config: Config) -> Iterator[Finding]:
+    from safelight.server.listener import bind
+
+    bind(config.host, config.port).close()
+    yield Finding(True, f"port {config.port} on {config.host} is free")
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    checkpoint = open_checkpoint(config.model)
+    yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
+
+
+def _devices(config: Config) -> Iterator[Finding]:
+    from safelight.engine import pipelines
+    from safelight.server.devices import resolve_devices
+
+    checkpoint: Checkpoint = open_checkpoint(config.model)
+    for device in resolve_devices(config.device):
+        dtype = pipelines.resolve_dtype(config.dtype, device.name)
+        pipelines.check_memory(checkpoint, device.name, dtype)
+        yield Finding(True, f"device {device.name}: the model fits in {dtype}")

@@ -1,0 +1,144 @@
+"""The settings of a server: frozen, read once. Flags > environment (``SAFELIGHT_*``) > TOML file > default."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safelight.checkpoint import EMBEDDED_MODEL
+from safelight.errors import ConfigError, SafelightError
+from safelight.params import check_size
+
+ENV_PREFIX = "SAFELIGHT_"
+
+_DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+(,(cuda:)?\d+)*")
+
+
+def _setting(default: object, help_text: str, parse: Callable[[str], object]) -> Any:
+    return field(default=default, metadata={"help": help_text, "parse": parse})
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
+            raise ValueError(f"is not a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", value):
+        raise ValueError("is not a number of seconds")
+    return float(value)
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"is not one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError("is not auto, cpu, cuda or cuda:0,1")
+    return value
+
+
+def _sizes(value: str) -> tuple[tuple[int, int], ...]:
+    return tuple(parse_size(size) for size in value.split(",") if size)
+
+
+def parse_size(value: str) -> tuple[int, int]:
+    """``"1024x768"`` as (width, height) in pixels; ValueError otherwise."""
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value)
+    if not match:
+        raise ValueError("is not WIDTHxHEIGHT, such as 1024x768")
+    width, height = int(match[1]), int(match[2])
+    try:
+        check_size(width, height)
+    except SafelightError as error:
+        raise ValueError(f"cannot be drawn: {error.message}") from None
+    return width, height
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One field per setting; the environment variable is ``SAFELIGHT_`` and the name in upper case."""
+
+    model: str = _setting(EMBEDDED_MODEL, "the embedded model's name, or a checkpoint directory", _text)
+    host: str = _setting("127.0.0.1", "address to listen on", _text)
+    port: int = _setting(8000, "port to listen on; 0 picks a free one", _whole_number(0, 65535))
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:0,1; auto takes every CUDA device, else the CPU", _device)
+    dtype: str = _setting(
+        "auto",
+        "number format of the weights; auto: bfloat16 on CUDA, float32 on the CPU",
+        _one_of("auto", "float32", "bfloat16", "float16"),
+    )
+    data_dir: Path = _setting(  # noqa: RUF009 (the default is a Path, and immutable)
+        Path("safelight-data"), "directory for what outlives a run", lambda value: Path(_text(value))
+    )
+    queue_limit: int = _setting(64, "jobs that may wait; one more is refused with 429", _whole_number(1, 100_000))
+    grace_period_s: float = _setting(30.0, "seconds that running jobs get to finish after SIGTERM", _seconds)
+    warmup_sizes: tuple[tuple[int, int], ...] = _setting(
+        (), "sizes to warm up before ready, such as 1024x1024,768x1024; empty: the model's default size", _sizes
+    )
+    log_level: str = _setting("info", "least level that is logged", _one_of("debug", "info", "warning", "error"))
+
+
+def settings() -> tuple[Field[Any], ...]:
+    """The fields of ``Config``, each with ``metadata["help"]``."""
+    return fields(Config)
+
+
+def load_config(
+    flags: Mapping[str, str | None], environment: Mapping[str, str], config_file: Path | None = None
+) -> Config:
+    """Merges the sources; a flag that is ``None`` was not given. Raises ``ConfigError`` naming key and value."""
+    known = {setting.name: setting for setting in settings()}
+    texts: dict[str, tuple[str, str]] = {}
+    for name, value in _read_file(config_file).items():
+        texts[name] = (f"{config_file}: {name}", value)
+    for key, value in environment.items():
+        if key.startswith(ENV_PREFIX) and key != f"{ENV_PREFIX}CONFIG":
+            texts[key.removeprefix(ENV_PREFIX).lower()] = (key, value)
+    for name, flag in flags.items():
+        if flag is not None:
+            texts[name] = (f"--{name.replace('_', '-')}", flag)
+    for name, (source, _) in texts.items():
+        if name not in known:
+            raise ConfigError(f"{source} is not a setting of Safelight", param=name)
+    return Config(**{name: _parse(known[name], *text) for name, text in texts.items()})
+
+
+def _parse(setting: Field[Any], source: str, value: str) -> Any:
+    try:
+        return setting.metadata["parse"](value)
+    except ValueError as error:
+        raise ConfigError(f"{source}={value!r} {error}", param=setting.name) from None
+
+
+def _read_file(path: Path | None) -> dict[str, str]:
+    """TOML values as the text that a flag would have; lists are joined by commas."""
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config={str(path)!r} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config={str(path)!r} is not TOML: {error}") from None
+    return {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in table.items()}

@@ -1,0 +1,1 @@
+"""The worker process: all of torch. Never imports ``safelight.server``."""

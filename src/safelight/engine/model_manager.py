@@ -1,0 +1,233 @@
+"""``ModelManager``: one model on one device, driven through one GPU thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from safelight.checkpoint import Checkpoint
+from safelight.engine import pipelines
+from safelight.engine.load_report import LoadReport, OnLoadProgress
+from safelight.engine.prompts import count_tokens, prompt_warnings
+from safelight.errors import JobCancelled, NonFiniteOutput, OutOfMemory, Unavailable
+from safelight.params import GenerationParams
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+OnStep = Callable[[int, int], None]
+"""Called on the GPU thread after each denoising step with (steps done, total steps)."""
+
+_WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Pictures of one job, in the order of its seeds; ``seconds`` maps stages to their time."""
+
+    images: list[Image]
+    warnings: list[str]
+    text_tokens: int
+    seconds: dict[str, float]
+
+
+class ModelManager:
+    """One model on one device. Async methods touch no torch; each ``_x_sync`` twin runs on the GPU thread only.
+
+    Cancelling the task that awaits a method stops the work itself at its next denoising step or tensor, and the
+    method returns (with ``CancelledError``) only when the thread is free again.
+    """
+
+    def __init__(self) -> None:
+        # One thread: the noise scheduler keeps its step index, and CUDA graphs replay only on the thread that
+        # captured them.
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        self.checkpoint: Checkpoint | None = None
+        self.phase_seconds: dict[str, float] = {}
+        self._pipeline: FluxPipeline | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> ModelManager:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.cleanup()
+
+    async def load_model(
+        self, checkpoint: Checkpoint, device: str, dtype: str = "auto", on_progress: OnLoadProgress = lambda _: None
+    ) -> None:
+        """Imports the libraries, builds the pipeline and moves it to ``device``. Raises a leaf of ``LoadError``."""
+        await self._on_gpu_thread(self._load_model_sync, checkpoint, device, dtype, on_progress)
+
+    def _load_model_sync(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        dtype: str,
+        on_progress: OnLoadProgress,
+        cancelled: threading.Event,
+    ) -> None:
+        report = LoadReport(len(checkpoint.components), checkpoint.weight_bytes, on_progress, cancelled)
+        with report.phase("import"):
+            pipelines.import_libraries()
+        dtype = pipelines.resolve_dtype(dtype, device)
+        pipelines.check_memory(checkpoint, device, dtype)
+        self._pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report)
+        self.checkpoint = checkpoint
+        self.phase_seconds = report.phase_seconds
+
+    async def warmup(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """A real generation of two steps per size (width, height in pixels), so that first uses are paid for."""
+        start = time.monotonic()
+        for width, height in sizes:
+            await self._on_gpu_thread(self._generate_image_sync, self._warmup_params(width, height), None)
+        self.phase_seconds["warmup"] = time.monotonic() - start
+
+    def _warmup_params(self, width: int, height: int) -> GenerationParams:
+        card = self._loaded_checkpoint.card
+        return GenerationParams(
+            prompt="a red circle on a blue background",
+            width=width,
+            height=height,
+            num_inference_steps=_WARMUP_STEPS,
+            guidance_scale=card.default_guidance_scale,
+            max_sequence_length=card.max_sequence_length,
+            seed=0,
+        )
+
+    async def generate_image(self, params: GenerationParams, on_step: OnStep | None = None) -> Generation:
+        """All images of one job. Raises a leaf of ``GenerationError``; ``Unavailable`` if no model is loaded."""
+        return await self._on_gpu_thread(self._generate_image_sync, params, on_step)
+
+    def _generate_image_sync(
+        self, params: GenerationParams, on_step: OnStep | None, cancelled: threading.Event
+    ) -> Generation:
+        import torch
+
+        pipeline = self._loaded_pipeline
+        start = time.monotonic()
+        images: list[Image] = []
+        try:
+            for index, seed in enumerate(params.seeds):
+                after_step = functools.partial(
+                    _after_step, index * params.num_inference_steps, params.total_steps, on_step, cancelled
+                )
+                images.append(_run_pipeline(pipeline, params, seed, after_step))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{params.width}x{params.height} with {params.num_images} images does not fit into the memory"
+            ) from error
+        finally:
+            pipeline.maybe_free_model_hooks()
+        return Generation(
+            images,
+            prompt_warnings(pipeline, params),
+            count_tokens(pipeline, params.prompt),
+            {"generate": time.monotonic() - start},
+        )
+
+    async def cleanup(self) -> None:
+        """Frees the model and ends the GPU thread; calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._on_gpu_thread(self._cleanup_sync)
+        await asyncio.to_thread(self.executor.shutdown)
+
+    def _cleanup_sync(self, _cancelled: threading.Event) -> None:
+        had_pipeline = self._pipeline is not None
+        self._pipeline = None
+        gc.collect()
+        if had_pipeline:
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    @property
+    def _loaded_pipeline(self) -> FluxPipeline:
+        if self._pipeline is None:
+            raise Unavailable("no model is loaded")
+        return self._pipeline
+
+    @property
+    def _loaded_checkpoint(self) -> Checkpoint:
+        if self.checkpoint is None:
+            raise Unavailable("no model is loaded")
+        return self.checkpoint
+
+    async def _on_gpu_thread(self, function: Callable[..., T], *args: object) -> T:
+        """Runs ``function(*args, cancelled)`` on the GPU thread with the caller's contextvars."""
+        cancelled = threading.Event()
+        call = functools.partial(contextvars.copy_context().run, function, *args, cancelled)
+        work = asyncio.get_running_loop().run_in_executor(self.executor, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancelled.set()
+            # The thread cannot be interrupted, only asked. Whoever comes next needs it free.
+            await asyncio.wait([work])
+            if not work.cancelled() and not isinstance(work.exception(), (JobCancelled, type(None))):
+                log.warning("cancelled work ended with %r", work.exception())
+            raise
+
+
+def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, after_step: Callable[..., Any]) -> Image:
+    import torch
+
+    uses_cfg = params.true_cfg_scale > 1
+    output = pipeline(
+        prompt=params.prompt,
+        negative_prompt=(params.negative_prompt or "") if uses_cfg else None,
+        true_cfg_scale=params.true_cfg_scale,
+        width=params.width,
+        height=params.height,
+        num_inference_steps=params.num_inference_steps,
+        guidance_scale=params.guidance_scale or 0.0,
+        max_sequence_length=params.max_sequence_length,
+        # A CPU generator gives the same noise on every device.
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="pt",
+        callback_on_step_end=after_step,
+    )
+    pixels = output.images
+    if not bool(torch.isfinite(pixels).all()):
+        raise NonFiniteOutput("the model's output is not a picture: it holds NaN or infinity")
+    image: Image = pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(pixels))[0]
+    return image
+
+
+def _after_step(
+    steps_before: int,
+    total_steps: int,
+    on_step: OnStep | None,
+    cancelled: threading.Event,
+    _pipeline: FluxPipeline,
+    step_index: int,
+    _timestep: object,
+    tensors: dict[str, Any],
+) -> dict[str, Any]:
+    """diffusers' ``callback_on_step_end``. Raising stops at once; its ``_interrupt`` would still decode."""
+    done = steps_before + step_index + 1
+    if on_step is not None:
+        on_step(done, total_steps)
+    if cancelled.is_set():
+        raise JobCancelled(f"cancelled after step {done} of {total_steps}")
+    return tensors

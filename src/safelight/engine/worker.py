@@ -1,0 +1,178 @@
+"""The worker process: reads messages, runs ``ModelManager``, reports progress, results and failures.
+
+Started by the front as ``python -m safelight.engine.worker --fd N --parent-pid P``. It ends when the front tells it
+to, when the socket closes, and (Linux) by a signal from the kernel when the front dies: never later than its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from safelight.checkpoint import open_checkpoint
+from safelight.engine.images import encode_image
+from safelight.engine.model_manager import Generation, ModelManager
+from safelight.errors import InternalError, LoadError, SafelightError
+from safelight.protocol import (
+    Cancel,
+    Cancelled,
+    Channel,
+    Failed,
+    FrontMessage,
+    Generate,
+    Load,
+    LoadFailed,
+    LoadProgress,
+    Message,
+    Ready,
+    Shutdown,
+    StepDone,
+    Succeeded,
+)
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """Serves one channel until ``Shutdown`` or its end. At most one job runs; cancelling is a message of its own."""
+
+    def __init__(self, channel: Channel[FrontMessage], manager: ModelManager) -> None:
+        self._channel = channel
+        self._manager = manager
+        self._image_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
+        self._loop = asyncio.get_running_loop()
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._load: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Returns when there is nothing left to serve."""
+        while True:
+            match await self._channel.receive():
+                case Load() as load:
+                    self._load = self._start(self._load_model(load), "load")
+                case Generate() as generate:
+                    self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
+                case Cancel(job_id) if job_id in self._jobs:
+                    self._jobs[job_id].cancel()
+                case Cancel():
+                    pass  # already finished; its outcome is on the way
+                case Shutdown():
+                    return await self._stop()
+                case None:
+                    # The front is gone. Nobody is left to answer, and a thread inside a library cannot be stopped.
+                    os._exit(1)
+
+    async def _stop(self) -> None:
+        tasks = [task for task in (self._load, *self._jobs.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._manager.cleanup()
+        self._image_thread.shutdown()
+        await self._channel.flush()
+        self._channel.close()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return self._loop.create_task(work, name=name)
+
+    def _send_from_thread(self, message: Message) -> None:
+        self._loop.call_soon_threadsafe(self._channel.send, message)
+
+    async def _load_model(self, load: Load) -> None:
+        try:
+            checkpoint = await asyncio.to_thread(open_checkpoint, load.model)
+            await self._manager.load_model(checkpoint, load.device, load.dtype, self._send_from_thread)
+            total = checkpoint.weight_bytes
+            parts = len(checkpoint.components)
+            self._channel.send(LoadProgress("warmup", None, parts, parts, total, total))
+            sizes = load.warmup_sizes or [(checkpoint.card.default_width, checkpoint.card.default_height)]
+            await self._manager.warmup(sizes)
+            self._channel.send(Ready(self._manager.phase_seconds))
+        except SafelightError as error:
+            log.error("loading failed: %s", error.message)
+            self._channel.send(LoadFailed(error.code, error.message))
+        except Exception as error:
+            log.exception("loading failed")
+            self._channel.send(LoadFailed(LoadError.code, f"{load.model} could not be loaded: {type(error).__name__}"))
+
+    async def _generate(self, generate: Generate) -> None:
+        job_id, attempt = generate.job_id, generate.attempt
+
+        def on_step(step: int, total_steps: int) -> None:
+            self._send_from_thread(StepDone(job_id, attempt, step, total_steps))
+
+        try:
+            generation = await self._manager.generate_image(generate.params, on_step)
+            outcome: Message = await self._encode(generate, generation)
+        except asyncio.CancelledError:
+            outcome = Cancelled(job_id, attempt)
+        except SafelightError as error:
+            outcome = Failed(job_id, attempt, error.code, error.message)
+        except Exception:
+            log.exception("job %s failed", job_id)
+            outcome = Failed(job_id, attempt, InternalError.code, "the image could not be made; the log says why")
+        finally:
+            del self._jobs[job_id]
+        self._channel.send(outcome)
+
+    async def _encode(self, generate: Generate, generation: Generation) -> Succeeded:
+        params = generate.params
+        images = [
+            await self._loop.run_in_executor(
+                self._image_thread, encode_image, image, params.output_format, seed, params.output_compression
+            )
+            for image, seed in zip(generation.images, params.seeds, strict=True)
+        ]
+        return Succeeded(
+            generate.job_id,
+            generate.attempt,
+            images,
+            generation.warnings,
+            generation.text_tokens,
+            generation.seconds,
+        )
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel for SIGKILL when the parent ends; exits at once if it ended before we could ask.
+
+    The signal comes when the *thread* that spawned this process ends, so the front spawns from its main thread only.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        raise SystemExit(1)
+
+
+async def _serve(sock: socket.socket) -> None:
+    channel: Channel[FrontMessage] = await Channel.open(sock, FrontMessage)
+    await Worker(channel, ModelManager()).run()
+
+
+def main() -> None:
+    """Entry point of the child process."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--log-level", default="info")
+    args = parser.parse_args()
+    die_with_parent(args.parent_pid)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s worker[%(process)d] %(message)s"
+    )
+    asyncio.run(_serve(socket.socket(fileno=args.fd)))
+
+
+if __name__ == "__main__":
+    main()

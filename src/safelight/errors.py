@@ -1,0 +1,248 @@
+"""Every error that Safelight raises on purpose, with a stable code and the HTTP status it becomes.
+
+SafelightError
+├── ConfigError                 a setting is wrong (exit code 2)
+├── PortInUse                   another process listens there (exit code 1)
+├── ProtocolError               front and worker do not understand each other
+├── InvalidRequest         400  what was asked cannot be done as written
+│   ├── InvalidJSON        400
+│   ├── MissingParameter   400
+│   ├── UnknownParameter   400
+│   ├── InvalidValue       400
+│   ├── InvalidSize        400
+│   └── UnsupportedValue   400  legal elsewhere, but not on this server or model
+├── NotFound               404
+│   └── ModelNotFound      404
+├── MethodNotAllowed       405
+├── BodyTooLarge           413
+├── UnsupportedMediaType   415
+├── QueueFull              429
+├── Unavailable            503  cannot take work now
+│   ├── ShuttingDown       503
+│   └── LoadError          503  the model could not be loaded
+│       ├── CheckpointNotFound
+│       ├── CheckpointInvalid
+│       ├── DeviceUnavailable
+│       └── NotEnoughMemory
+├── JobCancelled           499  the client or an operator cancelled it
+└── GenerationError        500  the engine could not make the image
+    ├── WorkerCrashed      500
+    ├── OutOfMemory        500
+    ├── NonFiniteOutput    500
+    └── InternalError      500
+
+The message of an error is written for the person who asked; causes and tracebacks belong in the log.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SafelightError(Exception):
+    """Base of all errors. ``param`` names the request member or setting that is to blame, if one is.
+
+    ``retry_after_s`` becomes the ``Retry-After`` header; ``should_retry`` the ``x-should-retry`` header that the
+    OpenAI SDKs obey.
+    """
+
+    code: ClassVar[str] = "safelight_error"
+    status: ClassVar[int] = 500
+    error_type: ClassVar[str] = "server_error"
+    title: ClassVar[str] = "Error"
+    should_retry: ClassVar[bool | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class ConfigError(SafelightError):
+    """A setting is unknown or has a wrong value; the message names both."""
+
+    code, title = "invalid_config", "Invalid configuration"
+
+
+class PortInUse(SafelightError):
+    """Another process listens on the address."""
+
+    code, title = "port_in_use", "Port in use"
+
+
+class ProtocolError(SafelightError):
+    """A frame between front and worker is malformed or too large."""
+
+    code, title = "protocol_error", "Protocol error"
+
+
+class InvalidRequest(SafelightError):
+    """What was asked cannot be done as written; asking again will not help."""
+
+    code, status, error_type, title = "invalid_request", 400, "invalid_request_error", "Invalid request"
+
+
+class InvalidJSON(InvalidRequest):
+    """The body is not JSON."""
+
+    code, title = "invalid_json", "Body is not JSON"
+
+
+class MissingParameter(InvalidRequest):
+    """A required member is absent."""
+
+    code, title = "missing_required_parameter", "Missing parameter"
+
+
+class UnknownParameter(InvalidRequest):
+    """A member that this server does not know: ignoring it could change the meaning."""
+
+    code, title = "unknown_parameter", "Unknown parameter"
+
+
+class InvalidValue(InvalidRequest):
+    """A member has a value of the wrong type or outside its range."""
+
+    code, title = "invalid_value", "Invalid value"
+
+
+class InvalidSize(InvalidRequest):
+    """Width or height cannot be served."""
+
+    code, title = "invalid_size", "Invalid size"
+
+
+class UnsupportedValue(InvalidRequest):
+    """The value is legal elsewhere, but this server or model does not offer it."""
+
+    code, title = "unsupported_value", "Unsupported value"
+
+
+class NotFound(SafelightError):
+    """No such thing here."""
+
+    code, status, error_type, title = "not_found", 404, "invalid_request_error", "Not found"
+
+
+class ModelNotFound(NotFound):
+    """The named model is not the one that is served."""
+
+    code, title = "model_not_found", "Model not found"
+
+
+class MethodNotAllowed(SafelightError):
+    """The route exists, but not for this method."""
+
+    code, status, error_type, title = "method_not_allowed", 405, "invalid_request_error", "Method not allowed"
+
+
+class BodyTooLarge(SafelightError):
+    """More bytes were received than the route takes."""
+
+    code, status, error_type, title = "body_too_large", 413, "invalid_request_error", "Body too large"
+
+
+class UnsupportedMediaType(SafelightError):
+    """The body is of a type that the route does not take."""
+
+    code, status, error_type, title = "unsupported_media_type", 415, "invalid_request_error", "Unsupported media type"
+
+
+class QueueFull(SafelightError):
+    """The queue is at its limit; try again later."""
+
+    code, status, error_type, title = "queue_full", 429, "rate_limit_error", "Queue full"
+
+
+class Unavailable(SafelightError):
+    """No work can be taken now."""
+
+    code, status, title = "unavailable", 503, "Unavailable"
+
+
+class ShuttingDown(Unavailable):
+    """The server drains."""
+
+    code, title = "shutting_down", "Shutting down"
+
+
+class LoadError(Unavailable):
+    """The model could not be loaded. The front stays up; ``POST /v1/models/{id}/load`` tries again."""
+
+    code, title = "model_load_failed", "Model could not be loaded"
+
+
+class CheckpointNotFound(LoadError):
+    """There is no checkpoint under that name."""
+
+    code, title = "checkpoint_not_found", "Checkpoint not found"
+
+
+class CheckpointInvalid(LoadError):
+    """A file of the checkpoint is missing, truncated or of the wrong kind; the message names it."""
+
+    code, title = "checkpoint_invalid", "Checkpoint invalid"
+
+
+class DeviceUnavailable(LoadError):
+    """The configured device does not exist or cannot be used."""
+
+    code, title = "device_unavailable", "Device unavailable"
+
+
+class NotEnoughMemory(LoadError):
+    """The model does not fit into the memory that is free."""
+
+    code, title = "not_enough_memory", "Not enough memory"
+
+
+class JobCancelled(SafelightError):
+    """The job was cancelled before its end. 499 is nginx's status for a client that went away."""
+
+    code, status, error_type, title = "job_cancelled", 499, "invalid_request_error", "Cancelled"
+
+
+class GenerationError(SafelightError):
+    """The engine could not make the image."""
+
+    code, title = "generation_failed", "Generation failed"
+
+
+class WorkerCrashed(GenerationError):
+    """The worker process died with the job."""
+
+    code, title = "worker_crashed", "Worker crashed"
+
+
+class OutOfMemory(GenerationError):
+    """The device has too little memory for this request; asking for the same again will fail again."""
+
+    code, title, should_retry = "out_of_memory", "Out of memory", False
+
+
+class NonFiniteOutput(GenerationError):
+    """The model produced NaN or infinity: never passed on as a picture."""
+
+    code, title = "non_finite_output", "Output is not a picture"
+
+
+class InternalError(GenerationError):
+    """A defect in Safelight; the log has the traceback under the request id."""
+
+    code, title = "internal_error", "Internal error"
+
+
+def _leaves(kind: type[SafelightError]) -> list[type[SafelightError]]:
+    found = [kind]
+    for child in kind.__subclasses__():
+        found += _leaves(child)
+    return found
+
+
+_BY_CODE: dict[str, type[SafelightError]] = {kind.code: kind for kind in _leaves(SafelightError)}
+
+
+def error_from_code(code: str, message: str) -> SafelightError:
+    """The error with this code, as it arrives from a worker; an unknown code becomes ``InternalError``."""
+    return _BY_CODE.get(code, InternalError)(message)

@@ -1,0 +1,63 @@
+"""What a model can do and what it does unless told otherwise; requests are checked against it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
+from safelight.params import SIZE_MULTIPLE, GenerationParams
+
+DEFAULT_TRUE_CFG_SCALE = 4.0
+"""Used when a negative prompt comes without a scale: at 1.0 the pipeline would ignore it."""
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """The words of a model that was trained on a closed vocabulary."""
+
+    colours: list[str] = []
+    shapes: list[str] = []
+    sizes: list[str] = []
+    positions: list[str] = []
+    relations: list[str] = []
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """Defaults and limits of one checkpoint. Sizes in pixels; ``max_sequence_length`` in tokens of the T5 encoder."""
+
+    id: str
+    title: str = "FLUX.1"
+    description: str = ""
+    default_width: int = 1024
+    default_height: int = 1024
+    min_size: int = 256
+    max_size: int = 2048
+    default_num_inference_steps: int = 28
+    max_num_inference_steps: int = 100
+    default_guidance_scale: float | None = 3.5
+    max_sequence_length: int = 512
+    vocabulary: Vocabulary | None = None
+    examples: list[str] = []
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the transformer was distilled with a guidance embedding, as FLUX.1-dev, unlike schnell."""
+        return self.default_guidance_scale is not None
+
+    def check(self, params: GenerationParams) -> None:
+        """Raises a leaf of ``InvalidRequest`` if this model cannot do what the params ask."""
+        for name, side in (("width", params.width), ("height", params.height)):
+            if not self.min_size <= side <= self.max_size:
+                raise InvalidSize(
+                    f"{name} is {side}: {self.id} draws {self.min_size} to {self.max_size} pixels "
+                    f"in multiples of {SIZE_MULTIPLE}",
+                    param=name,
+                )
+        _check_limit("num_inference_steps", params.num_inference_steps, self.max_num_inference_steps, self.id)
+        _check_limit("max_sequence_length", params.max_sequence_length, self.max_sequence_length, self.id)
+        if params.guidance_scale is not None and not self.has_guidance:
+            raise UnsupportedValue(f"{self.id} has no guidance_scale", param="guidance_scale")
+
+
+def _check_limit(name: str, value: int, limit: int, model_id: str) -> None:
+    if value > limit:
+        raise InvalidValue(f"{name} is {value}: {model_id} takes {limit} at most", param=name)

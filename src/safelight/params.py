@@ -1,0 +1,102 @@
+"""What one job is asked with: frozen and checked on construction, whichever API it came through."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+import msgspec
+
+from safelight.errors import InvalidRequest, InvalidSize, InvalidValue
+
+MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10
+MAX_PROMPT_CHARS = 32_000
+SIZE_MULTIPLE = 16
+"""FLUX packs 2x2 latents of an 8x VAE into one token, so sides are multiples of 16 pixels."""
+
+_MAX_SCALE = 30.0
+_MAX_STEPS = 200
+_MAX_SIDE = 8192
+
+
+class ImageFormat(StrEnum):
+    """Encodings of an answer's images."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.value}"
+
+
+class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of one job of ``num_images`` images; image ``i`` is made with ``seed + i``.
+
+    Sizes are in pixels. ``guidance_scale`` is FLUX's distilled guidance, ``None`` for models without it.
+    ``true_cfg_scale`` above 1 costs a second transformer call per step, with ``negative_prompt``.
+    Raises a leaf of ``InvalidRequest`` with ``param`` set. Limits of one model are checked by ``ModelCard``.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float | None = None
+    true_cfg_scale: float = 1.0
+    max_sequence_length: int
+    seed: int
+    num_images: int = 1
+    output_format: ImageFormat = ImageFormat.PNG
+    output_compression: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt, required=True)
+        _check_text("negative_prompt", self.negative_prompt or "", required=False)
+        check_size(self.width, self.height)
+        _check_range("num_inference_steps", self.num_inference_steps, 1, _MAX_STEPS)
+        _check_range("guidance_scale", self.guidance_scale or 0.0, 0.0, _MAX_SCALE)
+        _check_range("true_cfg_scale", self.true_cfg_scale, 1.0, _MAX_SCALE)
+        _check_range("max_sequence_length", self.max_sequence_length, 1, 512)
+        _check_range("n", self.num_images, 1, MAX_IMAGES)
+        _check_range("seed", self.seed, 0, MAX_SEED - self.num_images + 1)
+        _check_range("output_compression", self.output_compression or 0, 0, 100)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per image."""
+        return tuple(range(self.seed, self.seed + self.num_images))
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps of the whole job."""
+        return self.num_inference_steps * self.num_images
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ``InvalidSize`` for sides that no FLUX model can draw."""
+    for name, side in (("width", width), ("height", height)):
+        if not SIZE_MULTIPLE <= side <= _MAX_SIDE or side % SIZE_MULTIPLE:
+            raise InvalidSize(
+                f"{name} is {side}: it must be a multiple of {SIZE_MULTIPLE} from {SIZE_MULTIPLE} to {_MAX_SIDE}",
+                param=name,
+            )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InvalidValue(f"{name} is {value}: it must be from {low} to {high}", param=name)
+
+
+def _check_text(name: str, text: str, *, required: bool) -> None:
+    if required and not text.strip():
+        raise InvalidValue(f"{name} is empty", param=name)
+    if len(text) > MAX_PROMPT_CHARS:
+        raise InvalidValue(f"{name} has {len(text)} characters: {MAX_PROMPT_CHARS} at most", param=name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name} has a lone surrogate: it is not valid Unicode", param=name) from None

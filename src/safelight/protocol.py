@@ -1,0 +1,180 @@
+"""The messages between front and worker, and their framing: all that both sides know of each other.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack. One socketpair per worker generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Generic, TypeVar
+
+import msgspec
+
+from safelight.errors import ProtocolError
+from safelight.params import GenerationParams, ImageFormat
+
+MAX_FRAME_BYTES = 512 * 1024 * 1024
+
+_LENGTH = struct.Struct(">I")
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
+    """Base of all messages; the tag is the class name in lower case."""
+
+
+# --- from the front -------------------------------------------------------------------------------------------------
+
+
+class Load(Message, frozen=True):
+    """Load the checkpoint in this directory onto the device, then warm up each size (width, height in pixels)."""
+
+    model: str
+    device: str
+    dtype: str
+    warmup_sizes: list[tuple[int, int]]
+
+
+class Generate(Message, frozen=True):
+    """Run one job. ``attempt`` comes back in every message about it."""
+
+    job_id: str
+    attempt: int
+    params: GenerationParams
+
+
+class Cancel(Message, frozen=True):
+    """Stop this job at its next denoising step."""
+
+    job_id: str
+
+
+class Shutdown(Message, frozen=True):
+    """Free the model and exit."""
+
+
+# --- from the worker ------------------------------------------------------------------------------------------------
+
+
+class LoadProgress(Message, frozen=True):
+    """How far loading is. ``bytes_done`` counts weights that lie on the device in their final form."""
+
+    phase: str
+    component: str | None
+    components_done: int
+    components_total: int
+    bytes_done: int
+    bytes_total: int
+
+
+class Ready(Message, frozen=True):
+    """Loaded and warm: jobs may come. ``phase_seconds`` maps import, weights, to_device and warmup to seconds."""
+
+    phase_seconds: dict[str, float]
+
+
+class LoadFailed(Message, frozen=True):
+    """Loading failed for good with this error; the worker exits."""
+
+    code: str
+    message: str
+
+
+class StepDone(Message, frozen=True):
+    """One denoising step ended. ``step`` counts from 1 over all images of the job."""
+
+    job_id: str
+    attempt: int
+    step: int
+    total_steps: int
+
+
+class EncodedImage(msgspec.Struct, frozen=True):
+    """One finished picture, as bytes of ``format``."""
+
+    data: bytes
+    format: ImageFormat
+    seed: int
+    width: int
+    height: int
+
+
+class Succeeded(Message, frozen=True):
+    """The job's images. ``warnings`` are sentences for the user; ``seconds`` maps stages to their time."""
+
+    job_id: str
+    attempt: int
+    images: list[EncodedImage]
+    warnings: list[str]
+    text_tokens: int
+    seconds: dict[str, float]
+
+
+class Failed(Message, frozen=True):
+    """The job failed with this error; the worker goes on."""
+
+    job_id: str
+    attempt: int
+    code: str
+    message: str
+
+
+class Cancelled(Message, frozen=True):
+    """The job was stopped by ``Cancel``."""
+
+    job_id: str
+    attempt: int
+
+
+FrontMessage = Load | Generate | Cancel | Shutdown
+JobOutcome = Succeeded | Failed | Cancelled
+WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Succeeded | Failed | Cancelled
+
+Received = TypeVar("Received")
+
+
+class Channel(Generic[Received]):
+    """One end of a socketpair: sends any message, receives those of one union."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, received: object) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(received)
+
+    @classmethod
+    async def open(cls, sock: socket.socket, received: object) -> Channel[Received]:
+        """Takes over ``sock``; ``received`` is the union of messages that the other side may send."""
+        reader, writer = await asyncio.open_connection(sock=sock)
+        return cls(reader, writer, received)
+
+    def send(self, message: Message) -> None:
+        """Queues a message for sending. Never blocks; a closed peer is noticed by ``receive``."""
+        body = self._encoder.encode(message)
+        if len(body) > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a {type(message).__name__} message of {len(body)} bytes is too large")
+        self._writer.write(_LENGTH.pack(len(body)) + body)
+
+    async def receive(self) -> Received | None:
+        """The next message, or ``None`` once the other side is gone. Raises ``ProtocolError`` for a bad frame."""
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            if length > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes was announced")
+            return self._decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"a message could not be read: {error}") from error
+
+    async def flush(self) -> None:
+        """Waits until what was sent has left this process, or the peer is gone."""
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            return
+
+    def close(self) -> None:
+        """Closes this end; idempotent."""
+        self._writer.close()

@@ -1,0 +1,71 @@
+"""Reads the header of a safetensors file and checks it against the file's size, without loading a tensor.
+
+The layout is public: 8 bytes little-endian header length, a JSON header, then the tensors' bytes. The library opens a
+file whose header announces 1.4 million empty tensors in 14 s and 2 GB; the limits here refuse it at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from safelight.errors import CheckpointInvalid
+
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+MAX_TENSORS = 20_000
+
+_LENGTH = struct.Struct("<Q")
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class SafetensorsHeader(msgspec.Struct, frozen=True):
+    """``tensors`` maps each tensor's name to its dtype; ``weight_bytes`` is the size of all of them."""
+
+    tensors: dict[str, str]
+    weight_bytes: int
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Raises ``CheckpointInvalid``, naming the file, if it is missing, truncated, or not safetensors."""
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            raw = _read_raw_header(path, file, file_bytes)
+    except OSError as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
+    tensors = _parse(path, raw)
+    weight_bytes = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    expected_bytes = _LENGTH.size + len(raw) + weight_bytes
+    if file_bytes != expected_bytes:
+        state = "truncated" if file_bytes < expected_bytes else "longer than its header says"
+        raise CheckpointInvalid(f"{path} is {state}: {file_bytes} bytes of {expected_bytes}")
+    return SafetensorsHeader({name: tensor.dtype for name, tensor in tensors.items()}, weight_bytes)
+
+
+def _read_raw_header(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
+    prefix = file.read(_LENGTH.size)
+    if len(prefix) < _LENGTH.size:
+        raise CheckpointInvalid(f"{path} is truncated: {file_bytes} bytes")
+    (length,) = _LENGTH.unpack(prefix)
+    if length > min(MAX_HEADER_BYTES, file_bytes - _LENGTH.size):
+        raise CheckpointInvalid(f"{path} is not a safetensors file, or truncated in its header")
+    return file.read(length)
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, _Tensor]:
+    try:
+        members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        members.pop("__metadata__", None)
+        if len(members) > MAX_TENSORS:
+            raise CheckpointInvalid(f"{path} announces {len(members)} tensors: {MAX_TENSORS} at most")
+        return {name: msgspec.json.decode(member, type=_Tensor) for name, member in members.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise CheckpointInvalid(f"{path} is not a safetensors file: its header is not readable") from None

@@ -1,0 +1,23 @@
+"""``create_app``: the routes, the error answers and the limits of the HTTP side, around one ``Front``."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from safelight import __version__
+from safelight.server import health, images, models, problems
+from safelight.server.body_limit import BodyLimit
+from safelight.server.front import Front
+from safelight.server.request_id import RequestId
+
+MAX_JSON_BYTES = 1024 * 1024
+
+
+def create_app(front: Front) -> ASGIApp:
+    """The ASGI application. The front is started and stopped by whoever made it."""
+    app = FastAPI(title="Safelight", version=__version__, docs_url=None, redoc_url=None)
+    for api in (health, models, images):
+        app.include_router(api.routes(front))
+    problems.install(app)
+    return RequestId(BodyLimit(app, MAX_JSON_BYTES))

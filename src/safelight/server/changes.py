@@ -1,0 +1,26 @@
+"""Wakes everyone who follows the state of the server."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Changes:
+    """A wake-up call without a message: followers look at the state themselves, so none can miss or misorder one."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def announce(self) -> None:
+        """Something changed."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Returns after the next announcement (true) or after ``timeout_s`` (false)."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._next.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,140 @@
+"""``Front``: everything that the front process owns, from the first worker to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from safelight import __version__
+from safelight.config import Config
+from safelight.errors import LoadError, ModelNotFound, Unavailable
+from safelight.model_card import ModelCard
+from safelight.server.changes import Changes
+from safelight.server.devices import resolve_devices
+from safelight.server.dispatcher import Dispatcher
+from safelight.server.queue import JobQueue
+from safelight.server.served_model import ServedModel
+from safelight.server.status import ServerStatus, overall_status, worker_status
+from safelight.server.worker import Worker
+from safelight.server.worker_process import WORKER_COMMAND
+
+
+class Front:
+    """Made on a running loop; ``start`` returns at once, the workers load behind it."""
+
+    def __init__(self, config: Config, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
+        self.config = config
+        self.changes = Changes()
+        self.model = ServedModel(config.model)
+        self.workers = [
+            Worker(index, device, config, self.model, self.changes, worker_command)
+            for index, device in enumerate(resolve_devices(config.device))
+        ]
+        self.queue = JobQueue(config.queue_limit)
+        self.dispatcher = Dispatcher(self.queue, self.workers, self.changes)
+        self.is_draining = False
+        self.is_stopped = False
+        self._has_started = False
+        self._started_s = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begins to load. What is wrong with the model's files becomes a status, not an exception."""
+        with contextlib.suppress(LoadError):  # the workers will say so
+            await self.model.refresh()
+        create = asyncio.get_running_loop().create_task
+        self._tasks = [create(self.dispatcher.watch(), name="watch")]
+        for worker in self.workers:
+            self._tasks.append(create(worker.keep(), name=f"keep worker {worker.id}"))
+            self._tasks.append(create(self.dispatcher.serve(worker), name=f"serve worker {worker.id}"))
+
+    def load(self, model_id: str) -> None:
+        """Tries again to load after a failure. Raises ``ModelNotFound`` for any other model than the server's."""
+        if model_id not in (self.config.model, *(entry["id"] for entry in self.model_list())):
+            raise ModelNotFound(f"the model {model_id!r} is not served here; {self.config.model!r} is", param="model")
+        for worker in self.workers:
+            worker.retry()
+
+    def begin_drain(self) -> None:
+        """From now on not ready, and no new work; ``drain`` does the rest."""
+        self.is_draining = True
+        self.changes.announce()
+
+    async def drain(self) -> None:
+        """Running jobs finish within the grace period or are cancelled; then the workers end. Idempotent."""
+        self.begin_drain()
+        await self.dispatcher.drain(self.config.grace_period_s)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends the workers now, whatever they do."""
+        self.begin_drain()
+        if self.is_stopped:
+            return
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.is_stopped = True
+        self.changes.announce()
+
+    @property
+    def state(self) -> ServerStatus:
+        return overall_status(self.workers, is_draining=self.is_draining)
+
+    @property
+    def is_ready(self) -> bool:
+        """A warm worker takes jobs, and the server does not drain."""
+        return self.state in (ServerStatus.READY, ServerStatus.DEGRADED)
+
+    @property
+    def has_started(self) -> bool:
+        """A warm-up image was made since this process began."""
+        self._has_started = self._has_started or any(worker.load.is_finished for worker in self.workers)
+        return self._has_started
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def status(self) -> dict[str, Any]:
+        """The body of ``/v1/status``."""
+        return {
+            "status": self.state.value,
+            "version": __version__,
+            "uptime_s": round(self.uptime_s, 2),
+            "model": self.config.model,
+            "queue": {
+                "waiting": len(self.queue),
+                "running": self.dispatcher.running_count,
+                "limit": self.queue.limit,
+            },
+            "workers": [worker_status(worker) for worker in self.workers],
+        }
+
+    def model_list(self) -> list[dict[str, Any]]:
+        """Entries of ``/v1/models``: what OpenAI's list has, and what the model can do. Empty if it is unreadable."""
+        try:
+            card = self.model.card
+        except Unavailable:
+            return []
+        return [{"id": card.id, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)}]
+
+
+def _abilities(card: ModelCard) -> dict[str, Any]:
+    return {
+        "title": card.title,
+        "description": card.description,
+        "tasks": ["text-to-image"],
+        "default_size": f"{card.default_width}x{card.default_height}",
+        "min_size": card.min_size,
+        "max_size": card.max_size,
+        "default_num_inference_steps": card.default_num_inference_steps,
+        "max_num_inference_steps": card.max_num_inference_steps,
+        "default_guidance_scale": card.default_guidance_scale,
+        "max_sequence_length": card.max_sequence_length,
+        "examples": card.examples,
+    }

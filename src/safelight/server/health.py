@@ -1,0 +1,70 @@
+"""Probes: is the loop alive, may traffic come, did it ever work; and the whole state, once or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from safelight.server.front import Front
+from safelight.server.status import ServerStatus
+
+_MIN_INTERVAL_S = 0.1
+_PING_S = 15.0
+_RETRY_AFTER_S = {ServerStatus.FAILED: 30, ServerStatus.DRAINING: 5}
+
+
+def routes(front: Front) -> APIRouter:
+    """``/livez``, ``/readyz``, ``/startupz`` with their aliases, ``/v1/status`` and its stream."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez")
+    @router.get("/health", include_in_schema=False)
+    @router.get("/ping", include_in_schema=False)
+    @router.get("/v2/health/live", include_in_schema=False)
+    async def livez() -> dict[str, str]:
+        """200 as long as the event loop turns, whatever the model does."""
+        return {"status": "alive"}
+
+    @router.get("/readyz")
+    @router.get("/v2/health/ready", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        """200 only while a warm worker takes jobs and the server does not drain; the body says what is missing."""
+        return _probe(front, ok=front.is_ready)
+
+    @router.get("/startupz")
+    async def startupz() -> JSONResponse:
+        """200 from the first warm-up image on."""
+        return _probe(front, ok=front.has_started)
+
+    @router.get("/v1/status")
+    async def status() -> dict[str, Any]:
+        """Status, queue, and how far each worker is."""
+        return front.status()
+
+    @router.get("/v1/status/stream", response_class=StreamingResponse)
+    async def status_stream(request: Request) -> StreamingResponse:
+        """The same as server-sent events named ``status``: one at once, then one after each change."""
+        return StreamingResponse(_events(front), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+    return router
+
+
+def _probe(front: Front, *, ok: bool) -> JSONResponse:
+    headers = {} if ok else {"retry-after": str(_RETRY_AFTER_S.get(front.state, 2))}
+    return JSONResponse(front.status(), status_code=200 if ok else 503, headers=headers)
+
+
+async def _events(front: Front) -> AsyncIterator[str]:
+    while True:
+        yield f"event: status\ndata: {json.dumps(front.status(), separators=(',', ':'))}\n\n"
+        if front.is_stopped:
+            return
+        # Changes that come faster than this are seen in one event.
+        await asyncio.sleep(_MIN_INTERVAL_S)
+        while not await front.changes.wait(_PING_S):
+            yield ": ping\n\n"

@@ -1,0 +1,35 @@
+"""How long loads took before, kept in the data directory: what an ETA can honestly be made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class LoadHistory:
+    """Seconds of the last successful load per model and device. A damaged file is an empty history."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / "load-history.json"
+
+    def seconds(self, model: str, device: str) -> float | None:
+        """Seconds from start to ready of the last load, ``None`` if there was none. Reads a file: not on the loop."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, float]).get(f"{model} on {device}")
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def record(self, model: str, device: str, seconds: float) -> None:
+        """Writes a file: not on the loop. A full or read-only disk costs the next ETA, nothing else."""
+        try:
+            known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, float])
+        except (OSError, msgspec.MsgspecError):
+            known = {}
+        known[f"{model} on {device}"] = round(seconds, 3)
+        temporary = self._path.with_suffix(f".{id(self)}.tmp")
+        try:
+            temporary.write_bytes(msgspec.json.encode(known))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)

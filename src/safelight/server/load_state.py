@@ -1,0 +1,51 @@
+"""How far one worker's load is, and how long it will still take."""
+
+from __future__ import annotations
+
+import time
+
+from safelight.protocol import LoadProgress
+
+
+class LoadState:
+    """One load, from the start of the process to ready. ``expected_s`` is what the last such load took, if known."""
+
+    def __init__(self, expected_s: float | None = None) -> None:
+        self.progress = LoadProgress("starting", None, 0, 0, 0, 0)
+        self.phase_seconds: dict[str, float] = {}
+        self._expected_s = expected_s
+        self._started_s = time.monotonic()
+        self._bytes_started_s: float | None = None
+        self._ready_after_s: float | None = None
+
+    def advance(self, progress: LoadProgress) -> None:
+        """Takes over the worker's latest report."""
+        if progress.bytes_done and self._bytes_started_s is None:
+            self._bytes_started_s = time.monotonic()
+        self.progress = progress
+
+    def finish(self, phase_seconds: dict[str, float]) -> None:
+        """The worker is ready."""
+        self._ready_after_s = self.seconds
+        self.phase_seconds = phase_seconds
+
+    @property
+    def is_finished(self) -> bool:
+        return self._ready_after_s is not None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start of the process until ready, or until now."""
+        return self._ready_after_s if self._ready_after_s is not None else time.monotonic() - self._started_s
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until ready: from the last load of this model here, else from the rate of bytes, else unknown."""
+        if self.is_finished:
+            return None
+        if self._expected_s is not None:
+            return max(self._expected_s - self.seconds, 0.0)
+        if self._bytes_started_s is None or not self.progress.bytes_done:
+            return None
+        left = self.progress.bytes_total - self.progress.bytes_done
+        return left * (time.monotonic() - self._bytes_started_s) / self.progress.bytes_done

@@ -1,0 +1,113 @@
+"""Error answers: OpenAI's ``error`` object merged with RFC 9457's members, so that SDKs of both kinds read them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from safelight.errors import (
+    BodyTooLarge,
+    InternalError,
+    InvalidJSON,
+    InvalidRequest,
+    InvalidValue,
+    MethodNotAllowed,
+    MissingParameter,
+    NotFound,
+    SafelightError,
+    UnknownParameter,
+    UnsupportedMediaType,
+)
+from safelight.server.request_id import request_id_of
+
+log = logging.getLogger(__name__)
+
+_PLAIN_JSON_PATHS = ("/v1/images", "/v1/models")
+_BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
+    "missing": MissingParameter,
+    "extra_forbidden": UnknownParameter,
+    "json_invalid": InvalidJSON,
+}
+_BY_STATUS: dict[int, type[SafelightError]] = {
+    400: InvalidJSON,
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: BodyTooLarge,
+    415: UnsupportedMediaType,
+}
+
+
+def problem(request: Request, error: SafelightError) -> JSONResponse:
+    """The answer for one error. The media type is RFC 9457's, except where OpenAI's clients expect plain JSON."""
+    path = request.scope["path"]
+    body = {
+        "type": f"urn:safelight:error:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.message,
+        "instance": f"{path}#{request_id_of(request.scope)}",
+        "error": {"message": error.message, "type": error.error_type, "param": error.param, "code": error.code},
+    }
+    headers = {}
+    if error.status in (429, 503):
+        headers["retry-after"] = str(error.retry_after_s or 10)
+    should_retry = False if error.status < 429 else error.should_retry
+    if should_retry is not None:
+        headers["x-should-retry"] = str(should_retry).lower()
+    plain = path.startswith(_PLAIN_JSON_PATHS)
+    media_type = "application/json" if plain else "application/problem+json"
+    return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)
+
+
+def install(app: FastAPI) -> None:
+    """Turns every exception that can leave a route into a problem."""
+    app.add_exception_handler(SafelightError, _on_safelight_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_defect)
+
+
+async def _on_safelight_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SafelightError)
+    return problem(request, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return problem(request, from_validation(error.errors()[0]))
+
+
+def from_validation(found: dict[str, Any]) -> InvalidRequest:
+    """One of pydantic's findings as our error; ``param`` is the path of the member inside the body."""
+    kind = _BY_PYDANTIC_TYPE.get(found["type"], InvalidValue)
+    path = ".".join(str(part) for part in found["loc"][1:])
+    if kind is InvalidJSON:
+        return InvalidJSON("the body is not JSON")
+    if not path:
+        return kind("the body must be a JSON object, sent as application/json")
+    sentences = {MissingParameter: "is required", UnknownParameter: "is not a parameter of this route"}
+    reason = sentences.get(kind) or f"is wrong: {found['msg']}"
+    return kind(f"{path} {reason}", param=path)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, InternalError)
+    messages: dict[type[SafelightError], str] = {
+        NotFound: f"there is nothing at {request.scope['path']}",
+        MethodNotAllowed: f"{request.method} is not allowed at {request.scope['path']}",
+        InvalidJSON: "the body is not JSON",
+    }
+    response = problem(request, kind(messages.get(kind) or str(error.detail)))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_defect(request: Request, error: Exception) -> JSONResponse:
+    log.error("request %s failed", request_id_of(request.scope), exc_info=error)
+    return problem(request, InternalError("something went wrong here; the log has the cause under the request id"))

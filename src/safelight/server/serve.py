@@ -1,0 +1,104 @@
+"""The front process from bind to exit: listens first, loads behind it, drains on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from safelight.config import Config
+from safelight.errors import ConfigError
+from safelight.server.app import create_app
+from safelight.server.console import show_progress
+from safelight.server.front import Front
+from safelight.server.listener import bind, url_of
+
+log = logging.getLogger(__name__)
+
+_FLUSH_ANSWERS_S = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would close the socket first and end with the signal's exit code."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(config: Config) -> int:
+    """Runs the server until a signal; returns the exit code. Raises ``PortInUse`` or ``ConfigError`` at once."""
+    with bind(config.host, config.port) as sock:
+        _make_data_dir(config)
+        logging.basicConfig(
+            level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+        )
+        return asyncio.run(_serve(config, sock))
+
+
+def _make_data_dir(config: Config) -> None:
+    try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--data-dir={str(config.data_dir)!r} cannot be made: {error.strerror}") from None
+    if not os.access(config.data_dir, os.W_OK | os.X_OK):
+        raise ConfigError(f"--data-dir={str(config.data_dir)!r} is not writable")
+
+
+async def _serve(config: Config, sock: socket.socket) -> int:
+    front = Front(config)
+    server = _Server(
+        uvicorn.Config(
+            create_app(front),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            timeout_graceful_shutdown=_FLUSH_ANSWERS_S,
+        )
+    )
+    signals = _Signals()
+    http = asyncio.create_task(server.serve(sockets=[sock]), name="http")
+    await front.start()
+    console = asyncio.create_task(show_progress(front, url_of(sock)), name="console")
+    await asyncio.wait({http, asyncio.create_task(signals.first.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    await _drain(front, signals)
+    server.should_exit = True
+    await http
+    console.cancel()
+    log.info("stopped")
+    return 0
+
+
+async def _drain(front: Front, signals: _Signals) -> None:
+    log.info("draining: running jobs have %.0f s; a second signal stops at once", front.config.grace_period_s)
+    front.begin_drain()
+    drain = asyncio.create_task(front.drain())
+    again = asyncio.create_task(signals.second.wait())
+    await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not drain.done():
+        drain.cancel()
+        await front.stop()
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted: the first asks, the second insists, more change nothing."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()

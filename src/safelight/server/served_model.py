@@ -1,0 +1,50 @@
+"""The model that this server serves, as far as its files tell."""
+
+from __future__ import annotations
+
+import asyncio
+
+from safelight.checkpoint import Checkpoint, open_checkpoint
+from safelight.errors import LoadError, ModelNotFound, Unavailable
+from safelight.model_card import ModelCard
+
+_ALIAS_PREFIXES = ("gpt-image-", "dall-e-", "chatgpt-image-")
+
+
+class ServedModel:
+    """Knows its card once ``refresh`` has read the files; until then requests get the reason why not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._checkpoint: Checkpoint | None = None
+        self._error: LoadError | None = None
+
+    async def refresh(self) -> None:
+        """Reads the files again, in a thread. Raises ``LoadError`` if they are not a whole checkpoint."""
+        try:
+            self._checkpoint, self._error = await asyncio.to_thread(open_checkpoint, self.name), None
+        except LoadError as error:
+            self._checkpoint, self._error = None, error
+            raise
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises ``LoadError`` or ``Unavailable`` while the files are not readable."""
+        if self._checkpoint is None:
+            raise self._error or Unavailable("the model's files are still being read", retry_after_s=1)
+        return self._checkpoint.card
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on disk, 0 while unknown."""
+        return self._checkpoint.weight_bytes if self._checkpoint else 0
+
+    @property
+    def components_total(self) -> int:
+        return len(self._checkpoint.components) if self._checkpoint else 0
+
+    def check_name(self, asked: str | None) -> None:
+        """Raises ``ModelNotFound`` unless ``asked`` is absent, this model, or a name that OpenAI clients hard-code."""
+        if asked is None or asked in (self.name, self.card.id) or asked.startswith(_ALIAS_PREFIXES):
+            return
+        raise ModelNotFound(f"the model {asked!r} is not served here; {self.card.id!r} is", param="model")

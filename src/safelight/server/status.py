@@ -1,0 +1,65 @@
+"""The state of the server as people and probes see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from safelight.jobs import Job
+from safelight.server.worker import Worker, WorkerState
+
+_SERVING = frozenset({WorkerState.READY, WorkerState.BUSY})
+
+
+class ServerStatus(StrEnum):
+    """One word for the whole server."""
+
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerStatus:
+    """``degraded`` serves with fewer workers than it should; ``failed`` serves with none and waits for an operator."""
+    states = {worker.state for worker in workers}
+    if is_draining:
+        return ServerStatus.DRAINING
+    if states <= _SERVING:
+        return ServerStatus.READY
+    if states & _SERVING:
+        return ServerStatus.DEGRADED if states & {WorkerState.FAILED, WorkerState.RESTARTING} else ServerStatus.READY
+    if states == {WorkerState.FAILED}:
+        return ServerStatus.FAILED
+    return ServerStatus.WARMING if WorkerState.WARMING in states else ServerStatus.LOADING
+
+
+def worker_status(worker: Worker) -> dict[str, Any]:
+    """One entry of ``workers``: bytes of weights on the device, seconds of loading, the step of a running job."""
+    progress, load = worker.load.progress, worker.load
+    eta_s = load.eta_s if worker.error is None else None
+    job = worker.running
+    return {
+        "id": worker.id,
+        "device": worker.device.name,
+        "state": worker.state.value,
+        "phase": None if load.is_finished else progress.phase,
+        "component": progress.component,
+        "components_done": progress.components_done,
+        "components_total": progress.components_total,
+        "bytes_done": progress.bytes_done,
+        "bytes_total": progress.bytes_total,
+        "eta_s": None if eta_s is None else round(eta_s, 1),
+        "seconds": round(load.seconds, 2),
+        "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
+        "error": worker.error.message if worker.error else None,
+        "restarts": worker.restarts,
+        "job": job and _running_job(job),
+    }
+
+
+def _running_job(job: Job) -> dict[str, Any]:
+    return {"id": job.id, "request_id": job.request_id, "step": job.step, "total_steps": job.params.total_steps}

@@ -1,0 +1,235 @@
+"""The front's view of one device: a worker that is started, loaded, given jobs and replaced when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from safelight.config import Config
+from safelight.errors import LoadError, ProtocolError, SafelightError, WorkerCrashed, error_from_code
+from safelight.jobs import Job
+from safelight.protocol import (
+    Cancel,
+    Cancelled,
+    Failed,
+    Generate,
+    JobOutcome,
+    Load,
+    LoadFailed,
+    LoadProgress,
+    Ready,
+    StepDone,
+    Succeeded,
+    WorkerMessage,
+)
+from safelight.server.changes import Changes
+from safelight.server.devices import Device
+from safelight.server.load_history import LoadHistory
+from safelight.server.load_state import LoadState
+from safelight.server.served_model import ServedModel
+from safelight.server.worker_process import WORKER_COMMAND, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int], None]
+
+_BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
+
+
+class WorkerState(StrEnum):
+    """Where a worker stands."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    BUSY = "busy"
+    FAILED = "failed"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class _RunningJob:
+    job: Job
+    outcome: asyncio.Future[JobOutcome]
+    on_step: OnStep
+
+
+class Worker:
+    """One device over all generations of its process. ``keep`` runs for as long as the server does."""
+
+    def __init__(
+        self,
+        worker_id: int,
+        device: Device,
+        config: Config,
+        model: ServedModel,
+        changes: Changes,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self.id = worker_id
+        self.device = device
+        self.state = WorkerState.STARTING
+        self.load = LoadState()
+        self.error: LoadError | None = None
+        self.restarts = 0
+        self.running: Job | None = None
+        self._config = config
+        self._model = model
+        self._changes = changes
+        self._command = command
+        self._history = LoadHistory(config.data_dir)
+        self._process: WorkerProcess | None = None
+        self._running: _RunningJob | None = None
+        self._retry = asyncio.Event()
+        self._deaths_before_ready = 0
+
+    # --- lifetime ---------------------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Starts, follows and replaces the process, until ``stop``. A failed load waits for ``retry``."""
+        while not self._is_stopping:
+            try:
+                await self._load_and_serve()
+                if not self._is_stopping:
+                    await self._back_off()
+            except LoadError as error:
+                self._fail(error)
+                await self._retry.wait()
+                self._retry.clear()
+
+    def retry(self) -> None:
+        """Tries a failed load again; does nothing in any other state."""
+        if self.state is WorkerState.FAILED:
+            self._retry.set()
+
+    async def stop(self) -> None:
+        """Ends the process: politely if it is loaded, at once if it is stuck in a library that imports or reads."""
+        was_loaded = self.state in (WorkerState.READY, WorkerState.BUSY)
+        self._set_state(WorkerState.DRAINING)
+        if self._process is not None:
+            await self._process.stop(politely=was_loaded)
+
+    async def _load_and_serve(self) -> None:
+        self.error = None
+        expected_s = await asyncio.to_thread(self._history.seconds, self._model.name, self.device.name)
+        self.load = LoadState(expected_s)
+        self._set_state(WorkerState.STARTING)
+        await self._model.refresh()
+        self._process = await WorkerProcess.spawn(self.device.environment, self._config.log_level, self._command)
+        log.info("worker %d started on %s, pid %d", self.id, self.device.name, self._process.pid)
+        try:
+            self._process.send(
+                Load(self._model.name, self.device.torch_name, self._config.dtype, list(self._config.warmup_sizes))
+            )
+            await self._follow(self._process)
+        finally:
+            process, self._process = self._process, None
+            if process is not None:
+                exit_code = await process.stop(politely=False)
+                self._job_lost(exit_code)
+
+    async def _follow(self, process: WorkerProcess) -> None:
+        try:
+            while (message := await process.receive()) is not None:
+                self._handle(message)
+        except ProtocolError:
+            log.exception("worker %d sent a message that cannot be read; it is replaced", self.id)
+
+    async def _back_off(self) -> None:
+        self.restarts += 1
+        self._deaths_before_ready = 0 if self.load.is_finished else self._deaths_before_ready + 1
+        delay_s = _BACK_OFF_S[min(self._deaths_before_ready, len(_BACK_OFF_S) - 1)]
+        log.warning("worker %d died; it is replaced in %.0f s", self.id, delay_s)
+        self._set_state(WorkerState.RESTARTING)
+        await asyncio.sleep(delay_s)
+
+    def _fail(self, error: LoadError) -> None:
+        log.error("worker %d cannot serve: %s", self.id, error.message)
+        self.error = error
+        self._set_state(WorkerState.FAILED)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, message: WorkerMessage) -> None:
+        match message:
+            case LoadProgress():
+                self.load.advance(message)
+                self._set_state(WorkerState.WARMING if message.phase == "warmup" else WorkerState.LOADING)
+            case Ready(phase_seconds):
+                self._became_ready(phase_seconds)
+            case LoadFailed(code, text):
+                error = error_from_code(code, text)
+                raise error if isinstance(error, LoadError) else LoadError(text)
+            case StepDone() | Succeeded() | Failed() | Cancelled():
+                self._handle_job(message)
+
+    def _handle_job(self, message: StepDone | JobOutcome) -> None:
+        running = self._running
+        if running is None or (message.job_id, message.attempt) != (running.job.id, running.job.attempt):
+            return  # of an attempt that is over
+        if isinstance(message, StepDone):
+            running.on_step(message.step)
+        elif not running.outcome.done():
+            running.outcome.set_result(message)
+
+    def _became_ready(self, phase_seconds: dict[str, float]) -> None:
+        self.load.finish(phase_seconds)
+        self._deaths_before_ready = 0
+        phases = ", ".join(f"{name} {value:.2f} s" for name, value in phase_seconds.items())
+        log.info("worker %d ready on %s in %.2f s: %s", self.id, self.device.name, self.load.seconds, phases)
+        self._set_state(WorkerState.READY)
+        asyncio.get_running_loop().run_in_executor(
+            None, self._history.record, self._model.name, self.device.name, self.load.seconds
+        )
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Ready and without a job."""
+        return self.state is WorkerState.READY
+
+    async def run(self, job: Job, on_step: OnStep) -> JobOutcome:
+        """Runs one job to its outcome. Raises ``WorkerCrashed`` if the process dies with it."""
+        assert self._process is not None and self.is_idle
+        running = _RunningJob(job, asyncio.get_running_loop().create_future(), on_step)
+        self._running, self.running = running, job
+        self._set_state(WorkerState.BUSY)
+        try:
+            self._process.send(Generate(job.id, job.attempt, job.params))
+            return await running.outcome
+        finally:
+            self._running, self.running = None, None
+            if self.state is WorkerState.BUSY:
+                self._set_state(WorkerState.READY)
+
+    def cancel(self, job: Job) -> None:
+        """Asks the worker to stop this job at its next step; its outcome says what became of it."""
+        if self._process is not None and self.running is job:
+            self._process.send(Cancel(job.id))
+
+    def _job_lost(self, exit_code: int) -> None:
+        if self._running is not None and not self._running.outcome.done():
+            self._running.outcome.set_exception(
+                WorkerCrashed(f"the worker died while it made the image (exit code {exit_code}); ask again")
+            )
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self.state is WorkerState.DRAINING
+
+    def _set_state(self, state: WorkerState) -> None:
+        if not self._is_stopping:
+            self.state = state
+        self._changes.announce()
+
+
+def load_failure(workers: Sequence[Worker]) -> SafelightError | None:
+    """Why no worker will ever be ready by itself, or ``None`` while one still may."""
+    errors = [worker.error for worker in workers if worker.state is WorkerState.FAILED]
+    return errors[0] if len(errors) == len(workers) and errors else None
