@@ -1,0 +1,27 @@
+# Everything a newcomer needs: `make run` and `make test` work on a fresh machine.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: run test setup check bench
+
+run: $(INSTALLED)  ## start the server on 127.0.0.1:8000 with the embedded model; options in ARGS="--port 8001"
+	@exec $(BIN)/python run.py $(ARGS)
+
+test: check  ## lint, types, and every test that needs no GPU
+	$(BIN)/python -m pytest
+
+setup: $(INSTALLED)  ## make .venv and install
+
+check: $(INSTALLED)  ## lint and types; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## the CPU benchmarks
+	$(BIN)/python -m benchmarks.bench_responsiveness $(ARGS)
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/setup
+	PYTHON=$(PYTHON) scripts/setup
+	@touch $@
