@@ -23,7 +23,12 @@ def make_checkpoint(folder: Path, *, guidance_embeds: bool = True, max_shard_siz
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         "text_encoder": CLIPTextModel(
             CLIPTextConfig(
-                hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, projection_dim=32, **text
+                hidden_size=32,
+                intermediate_size=37,
+                num_attention_heads=4,
+                num_hidden_layers=2,
+                projection_dim=32,
+                **text,
             )
         ),
         "text_encoder_2": T5EncoderModel(
@@ -79,4 +84,4 @@ def edit_json(path: Path, **members: object) -> None:
 
 
 if __name__ == "__main__":
-    print(make_checkpoint(Path(sys.argv[1])))
+    make_checkpoint(Path(sys.argv[1]))
