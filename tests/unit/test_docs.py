@@ -1,0 +1,105 @@
+"""Docs and code may not drift: settings, routes, options, modules and paths."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute
+
+from safelight import __version__
+from safelight.cli import build_parser
+from safelight.config import Config, settings
+from safelight.server import health, images, models
+from safelight.server.front import Front
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")) if path.is_file()
+)
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+_CODE_PATH = re.compile(r"`((?:src|docs|tests|benchmarks|training|scripts)/[\w./-]+|[\w/]+\.(?:py|md|json|toml))`")
+
+
+def _page(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
+    page = _page("docs/configuration.md")
+    for setting in settings():
+        default = setting.default if setting.default != () else "empty"
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{setting.name}` ")), "")
+        assert str(default) in row, setting.name
+        assert setting.metadata["help"] in row, setting.name
+    rows = re.findall(r"^\| `(\w+)` ", page, re.MULTILINE)
+    assert rows == [setting.name for setting in settings()]
+
+
+def test_every_route_is_documented(tmp_path: Path) -> None:
+    page = _page("docs/http-api.md")
+    front = Front(Config(data_dir=tmp_path, device="cpu"))
+    routes = {
+        route.path.replace(":path", "")
+        for api in (health, models, images)
+        for route in api.routes(front).routes
+        if isinstance(route, APIRoute)
+    }
+    assert len(routes) >= 12
+    for path in routes:
+        assert f"{path}`" in page, path
+
+
+def test_every_member_of_an_image_request_is_documented() -> None:
+    page = _page("docs/http-api.md")
+    for name in images.ImagesRequest.model_fields:
+        assert f"`{name}`" in page, name
+
+
+def test_every_option_is_documented() -> None:
+    page = _page("docs/configuration.md")
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        assert f"safelight {name}" in page + _page("README.md"), name
+        for action in parser._actions:
+            option = action.option_strings[0] if action.option_strings else ""
+            known = {f"--{setting.name.replace('_', '-')}" for setting in settings()}
+            assert option in known | {"", "-h"} or option in page, f"{name} {option}"
+
+
+def test_every_module_stands_in_the_architecture_page() -> None:
+    page = _page("docs/architecture.md")
+    for path in (ROOT / "src" / "safelight").rglob("*.py"):
+        name = path.relative_to(ROOT / "src" / "safelight").as_posix()
+        if path.name.startswith("__") or name.startswith("commands/"):
+            continue
+        assert f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_named_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in _LINK.findall(text):
+        assert (page.parent / target).exists(), target
+    for named in _CODE_PATH.findall(text):
+        places = (ROOT / named, ROOT / "src" / "safelight" / named, page.parent / named)
+        known = any(place.exists() for place in places) or list(ROOT.glob(f"src/safelight/**/{named}"))
+        assert known or named in _ELSEWHERE, named
+
+
+_ELSEWHERE = {"model_index.json"}
+"""Files of a checkpoint, not of this repository."""
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{__version__}]" in _page("CHANGELOG.md")
+
+
+def test_every_make_target_of_the_docs_exists() -> None:
+    makefile = _page("Makefile")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE):
+            assert target in targets, f"{page.name}: make {target}"
