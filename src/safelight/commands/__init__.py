@@ -1,1 +1,1 @@
-"""One module per command of the command line. Heavy imports stand inside the functions, so that --help is instant."""
+"""One module per command that has more to it than a call. Imported only when its command runs."""

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from safelight.checkpoint import Checkpoint, open_checkpoint
+from safelight.checkpoint import open_checkpoint
 from safelight.config import Config
+from safelight.engine import pipelines
 from safelight.errors import SafelightError
+from safelight.server.devices import resolve_devices
+from safelight.server.listener import bind
 
 _MIN_FREE_BYTES = 1_000_000_000
 
@@ -28,7 +31,7 @@ class Finding:
 def doctor(config: Config) -> int:
     """Prints every finding; 1 if one of them keeps the server from serving."""
     findings = []
-    for check in (_machine, _data_dir, _port, _model, _devices):
+    for check in (_machine, _data_dir, _port, _model):
         for finding in _guarded(check, config):
             findings.append(finding)
             mark = "ok  " if finding.is_ok else "FAIL" if finding.is_fatal else "warn"
@@ -61,8 +64,6 @@ def _data_dir(config: Config) -> Iterator[Finding]:
 
 
 def _port(config: Config) -> Iterator[Finding]:
-    from safelight.server.listener import bind
-
     bind(config.host, config.port).close()
     yield Finding(True, f"port {config.port} on {config.host} is free")
 
@@ -70,13 +71,6 @@ def _port(config: Config) -> Iterator[Finding]:
 def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model)
     yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
-
-
-def _devices(config: Config) -> Iterator[Finding]:
-    from safelight.engine import pipelines
-    from safelight.server.devices import resolve_devices
-
-    checkpoint: Checkpoint = open_checkpoint(config.model)
     for device in resolve_devices(config.device):
         dtype = pipelines.resolve_dtype(config.dtype, device.name)
         pipelines.check_memory(checkpoint, device.name, dtype)

@@ -29,16 +29,23 @@ def generate(args: argparse.Namespace) -> int:
     image_format = _FORMATS.get(args.output.suffix.lower())
     if image_format is None:
         raise InvalidValue(f"--output {args.output} must end in .png, .jpg or .webp", param="output")
-    client = Client(args.url or _DEFAULT_URL)
-    if args.url and not client.is_alive():
-        raise Unavailable(f"no Safelight server answers at {args.url}")
+    client = None if args.local else _find_server(args.url)
     with _progress() as on_step:
-        if args.url or client.is_alive():
+        if client is not None:
             picture = client.generate(_body(args, image_format), on_step)
         else:
             picture = asyncio.run(_generate_here(args, image_format, on_step))
     _write(args.output, picture)
     return 0
+
+
+def _find_server(url: str | None) -> Client | None:
+    client = Client(url or _DEFAULT_URL)
+    if client.is_alive():
+        return client
+    if url:
+        raise Unavailable(f"no Safelight server answers at {url}")
+    return None
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat) -> dict[str, Any]:
@@ -54,10 +61,11 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, on
 
     checkpoint = open_checkpoint(args.model)
     card = checkpoint.card
+    width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(
         prompt=args.prompt,
-        width=_size(args.size)[0] if args.size else card.default_width,
-        height=_size(args.size)[1] if args.size else card.default_height,
+        width=width,
+        height=height,
         num_inference_steps=card.default_num_inference_steps if args.steps is None else args.steps,
         guidance_scale=card.default_guidance_scale,
         max_sequence_length=card.max_sequence_length,
