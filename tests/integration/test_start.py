@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -111,3 +115,20 @@ def test_a_wrong_setting_is_one_line_with_exit_code_2(tmp_path: Path) -> None:
     )
     assert run.returncode == 2
     assert run.stderr == "safelight: --queue-limit='many' is not a whole number from 1 to 100000\n"
+
+
+def test_a_terminal_shows_bars_while_the_model_loads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ["--port", "0", "--data-dir", str(tmp_path), "--model", str(tiny_checkpoint)]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    with subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while b"ready on cpu" not in shown:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    os.close(ours)
+    assert "\u2501".encode() in shown  # a bar
+    assert b"cpu to_device" in shown or b"cpu weights" in shown
+    assert re.search(rb"(\d+\.\d)/\1 kB", shown)

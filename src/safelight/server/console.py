@@ -18,6 +18,13 @@ log = logging.getLogger(__name__)
 _REDRAW_S = 0.2
 
 
+class CurrentStderr(logging.Handler):
+    """Writes to what ``sys.stderr`` is now: while bars are drawn, rich puts something there that writes above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
 async def show_progress(front: Front, url: str) -> None:
     """Runs for as long as the server does."""
     log.info("listening on %s", url)
@@ -41,11 +48,12 @@ async def _show_lines(front: Front) -> None:
 
 async def _show_bars(front: Front) -> None:
     # rich costs a tenth of a second to import, which the first answers should not wait for.
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     while True:
         columns = (TextColumn("{task.description:<40}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as bars:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             tasks = {worker.id: bars.add_task(worker.device.name, total=None) for worker in front.workers}
             while _is_loading(front):
                 for worker in front.workers:
@@ -61,19 +69,16 @@ def _is_loading(front: Front) -> bool:
 
 def _draw(bars: Progress, task: TaskID, worker: Worker) -> None:
     progress = worker.load.progress
-    bars.update(
-        task,
-        description=_line(worker),
-        total=progress.bytes_total or None,
-        completed=progress.bytes_done,
-    )
+    bars.update(task, description=_position(worker), total=progress.bytes_total or None, completed=progress.bytes_done)
+
+
+def _position(worker: Worker) -> str:
+    progress = worker.load.progress
+    count = f"{progress.components_done}/{progress.components_total}" if progress.components_total else ""
+    return " ".join(part for part in (worker.device.name, progress.phase, progress.component, count) if part)
 
 
 def _line(worker: Worker) -> str:
     progress = worker.load.progress
-    parts = [f"{worker.device.name} {progress.phase}", progress.component or ""]
-    if progress.components_total:
-        parts.append(f"{progress.components_done}/{progress.components_total}")
-    if progress.bytes_done:
-        parts.append(f"{progress.bytes_done / 1e6:.1f} of {progress.bytes_total / 1e6:.1f} MB")
-    return " ".join(part for part in parts if part)
+    moved = f" {progress.bytes_done / 1e6:.1f} of {progress.bytes_total / 1e6:.1f} MB" if progress.bytes_done else ""
+    return _position(worker) + moved

@@ -50,12 +50,9 @@ class Dispatcher:
         self._changes.announce()
         return job
 
-    async def result(self, job: Job) -> Succeeded:
-        """Waits for the job's images. Raises the error it ended with. Call it once: the result is then let go."""
-        try:
-            return await asyncio.shield(self._results[job.id])
-        finally:
-            self._results.pop(job.id, None)
+    def result(self, job: Job) -> asyncio.Future[Succeeded]:
+        """The job's images to come, or the error it ends with. To be asked for before the loop turns again."""
+        return self._results[job.id]
 
     def cancel(self, job: Job) -> None:
         """A waiting job ends at once, a running one at its next denoising step, a finished one not at all."""
@@ -107,13 +104,15 @@ class Dispatcher:
                 self._end(job, JobStatus.SUCCEEDED, outcome)
             case Failed(code=code, message=message):
                 self._end(job, JobStatus.FAILED, error_from_code(code, message))
+            case Cancelled() if self._closed:
+                self._end(job, JobStatus.CANCELLED, _shut_down("finished"))
             case Cancelled():
                 self._end(job, JobStatus.CANCELLED, JobCancelled(f"the job was cancelled after step {job.step}"))
 
     def _end(self, job: Job, status: JobStatus, result: Succeeded | SafelightError) -> None:
         job.move_to(status)
         log.info("%s of %s %s after %d steps", job.id, job.request_id, status, job.step)
-        future = self._results[job.id]
+        future = self._results.pop(job.id)
         if isinstance(result, Succeeded):
             future.set_result(result)
         else:
@@ -134,14 +133,25 @@ class Dispatcher:
     async def drain(self, grace_period_s: float) -> None:
         """Admits nothing, answers what waits, lets running jobs finish in time and cancels the rest."""
         self._closed = True
-        self._fail_waiting(ShuttingDown("the server shut down before the job began", retry_after_s=5))
+        self._fail_waiting(_shut_down("began"))
         await self._wait_until_nothing_runs(grace_period_s)
         for worker in self._workers:
             if worker.running is not None:
                 worker.cancel(worker.running)
         await self._wait_until_nothing_runs(_CANCEL_GRACE_S)
 
+    def abandon(self) -> None:
+        """Answers whoever still waits: the workers are gone."""
+        for future in self._results.values():
+            future.set_exception(_shut_down("finished"))
+            future.exception()
+        self._results.clear()
+
     async def _wait_until_nothing_runs(self, timeout_s: float) -> None:
         end_s = time.monotonic() + timeout_s
         while self.running_count and (left_s := end_s - time.monotonic()) > 0:
             await self._changes.wait(left_s)
+
+
+def _shut_down(before: str) -> ShuttingDown:
+    return ShuttingDown(f"the server shut down before the job {before}", retry_after_s=5)

@@ -14,7 +14,7 @@ from safelight.server.dispatcher import Dispatcher
 
 async def follow(request: Request, dispatcher: Dispatcher, job: Job) -> Succeeded:
     """The job's images. Raises the error it ended with, or ``JobCancelled`` if the client went away first."""
-    result = asyncio.ensure_future(dispatcher.result(job))
+    result = dispatcher.result(job)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -25,7 +25,6 @@ async def follow(request: Request, dispatcher: Dispatcher, job: Job) -> Succeede
         gone.cancel()
         if not result.done():
             dispatcher.cancel(job)
-            result.cancel()
 
 
 async def _disconnect(request: Request) -> None:

@@ -78,6 +78,7 @@ class Front:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.dispatcher.abandon()
         self.is_stopped = True
         self.changes.announce()
 

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -16,7 +15,7 @@ import uvicorn
 from safelight.config import Config
 from safelight.errors import ConfigError
 from safelight.server.app import create_app
-from safelight.server.console import show_progress
+from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
 
@@ -38,7 +37,9 @@ def serve(config: Config) -> int:
     with bind(config.host, config.port) as sock:
         _make_data_dir(config)
         logging.basicConfig(
-            level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+            level=config.log_level.upper(),
+            handlers=[CurrentStderr()],
+            format="%(asctime)s %(levelname)s %(message)s",
         )
         return asyncio.run(_serve(config, sock))
 
