@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import Request
 
@@ -17,7 +18,8 @@ async def follow(request: Request, dispatcher: Dispatcher, job: Job) -> Succeede
     result = dispatcher.result(job)
     gone = asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {result, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise JobCancelled("the client closed the connection")
         return result.result()
