@@ -6,6 +6,7 @@ import base64
 import io
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 from PIL import Image
@@ -58,6 +59,13 @@ def test_output_formats(server: ServerProcess, output_format: str, name: str) ->
     image = _picture(answer["data"][0]["b64_json"])
     assert (image.format, image.size) == (name, (128, 192))
     assert answer["output_format"] == output_format
+
+
+def test_accept_image_gives_the_picture_itself(server: ServerProcess) -> None:
+    body = {"prompt": "a red circle", "seed": 5, "steps": 1}
+    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, headers={"accept": "image/png"}, timeout=30)
+    assert (answer.headers["content-type"], answer.headers["x-seed"]) == ("image/png", "5")
+    assert base64.b64encode(answer.content).decode() == server.generate(**body).json()["data"][0]["b64_json"]
 
 
 def test_a_png_carries_its_seed(server: ServerProcess) -> None:

@@ -74,14 +74,26 @@ def routes(front: Front) -> APIRouter:
         card = front.model.card
         params = _params(body, card)
         card.check(params)
+        wants_image = _wants_image(request, params)
         job = front.dispatcher.submit(params, request_id_of(request.scope))
         result = await follow(request, front.dispatcher, job)
+        headers = {"x-seed": str(params.seed), "x-job-id": job.id}
+        if wants_image:
+            return Response(result.images[0].data, media_type=params.output_format.media_type, headers=headers)
         # Base64 of several megapixels would hold the loop for milliseconds.
         content = await asyncio.to_thread(_answer, body, job, result)
-        headers = {"x-seed": str(params.seed), "x-job-id": job.id}
         return Response(content, media_type="application/json", headers=headers)
 
     return router
+
+
+def _wants_image(request: Request, params: GenerationParams) -> bool:
+    """``Accept: image/*`` asks for the picture itself: what a person with curl wants."""
+    if not request.headers.get("accept", "").startswith("image/"):
+        return False
+    if params.num_images > 1:
+        raise InvalidValue("an answer of type image/* holds one image: ask for n = 1 or for JSON", param="n")
+    return True
 
 
 def _refuse_unsupported(body: ImagesRequest) -> None:
