@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 
 import msgspec
 
-from safelight.errors import InvalidRequest, InvalidSize, InvalidValue
+from safelight.errors import InvalidSize, InvalidValue
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10
@@ -87,7 +86,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # NaN compares false; a whole number too large for a float compares exactly
         raise InvalidValue(f"{name} is {value}: it must be from {low} to {high}", param=name)
 
 
@@ -96,7 +95,9 @@ def _check_text(name: str, text: str, *, required: bool) -> None:
         raise InvalidValue(f"{name} is empty", param=name)
     if len(text) > MAX_PROMPT_CHARS:
         raise InvalidValue(f"{name} has {len(text)} characters: {MAX_PROMPT_CHARS} at most", param=name)
+    if "\0" in text:
+        raise InvalidValue(f"{name} has a NUL character", param=name)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest(f"{name} has a lone surrogate: it is not valid Unicode", param=name) from None
+        raise InvalidValue(f"{name} has a lone surrogate: it is not valid Unicode", param=name) from None
