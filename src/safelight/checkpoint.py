@@ -153,5 +153,5 @@ def _read_json(path: Path, kind: type[Parsed]) -> Parsed:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointInvalid(f"{path} is not what it should be: {error}") from None

@@ -165,7 +165,7 @@ class Channel(Generic[Received]):
             return self._decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"a message could not be read: {error}") from error
 
     async def flush(self) -> None:

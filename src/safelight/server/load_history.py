@@ -17,14 +17,14 @@ class LoadHistory:
         """Seconds from start to ready of the last load, ``None`` if there was none. Reads a file: not on the loop."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, float]).get(f"{model} on {device}")
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def record(self, model: str, device: str, seconds: float) -> None:
         """Writes a file: not on the loop. A full or read-only disk costs the next ETA, nothing else."""
         try:
             known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             known = {}
         known[f"{model} on {device}"] = round(seconds, 3)
         temporary = self._path.with_suffix(f".{id(self)}.tmp")
