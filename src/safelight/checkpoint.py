@@ -6,6 +6,7 @@ of components and bytes. Nothing here imports torch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,8 +75,9 @@ def open_checkpoint(model: str) -> Checkpoint:
 
     Raises ``CheckpointNotFound`` or ``CheckpointInvalid`` with a sentence that names the file or the remedy.
     """
-    path = _EMBEDDED_DIR if model == EMBEDDED_MODEL else Path(model).expanduser()
-    if not path.is_dir():
+    # os.path, not pathlib: a name too long, an unknown ~user or a forbidden folder is "not there", not an exception.
+    path = _EMBEDDED_DIR if model == EMBEDDED_MODEL else Path(os.path.expanduser(model))
+    if not os.path.isdir(path):
         raise CheckpointNotFound(
             f"there is no model {model!r}: give the directory of a FLUX.1 checkpoint in diffusers layout, "
             f"or {EMBEDDED_MODEL!r} for the embedded one"
