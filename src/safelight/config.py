@@ -15,7 +15,7 @@ from safelight.params import check_size
 
 ENV_PREFIX = "SAFELIGHT_"
 
-_DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+(,(cuda:)?\d+)*")
+_DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
 def _setting(default: object, help_text: str, parse: Callable[[str], object]) -> Any:
@@ -38,7 +38,7 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def _seconds(value: str) -> float:
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", value):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
         raise ValueError("is not a number of seconds")
     return float(value)
 

@@ -14,7 +14,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Raises ``PortInUse``, or ``ConfigError`` for an address that is not this machine's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # a label that is empty or too long has no IDNA form
         raise ConfigError(f"--host={host!r} is not an address of this machine", param="host") from None
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
