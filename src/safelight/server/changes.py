@@ -6,13 +6,18 @@ import asyncio
 
 
 class Changes:
-    """A wake-up call without a message: followers look at the state themselves, so none can miss or misorder one."""
+    """A wake-up call without a message: followers look at the state themselves, so none can misorder one.
+
+    Who awaits anything else between looking and ``wait`` compares ``count``, or misses what came in between.
+    """
 
     def __init__(self) -> None:
+        self.count = 0
         self._next = asyncio.Event()
 
     def announce(self) -> None:
         """Something changed."""
+        self.count += 1
         self._next.set()
         self._next = asyncio.Event()
 

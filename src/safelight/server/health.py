@@ -61,10 +61,11 @@ def _probe(front: Front, *, ok: bool) -> JSONResponse:
 
 async def _events(front: Front) -> AsyncIterator[str]:
     while True:
+        seen = front.changes.count
         yield f"event: status\ndata: {json.dumps(front.status(), separators=(',', ':'))}\n\n"
         if front.is_stopped:
             return
         # Changes that come faster than this are seen in one event.
         await asyncio.sleep(_MIN_INTERVAL_S)
-        while not await front.changes.wait(_PING_S):
+        while front.changes.count == seen and not await front.changes.wait(_PING_S):
             yield ": ping\n\n"
