@@ -37,7 +37,6 @@ class Front:
         self.dispatcher = Dispatcher(self.queue, self.workers, self.changes)
         self.is_draining = False
         self.is_stopped = False
-        self._has_started = False
         self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,8 +93,7 @@ class Front:
     @property
     def has_started(self) -> bool:
         """A warm-up image was made since this process began."""
-        self._has_started = self._has_started or any(worker.load.is_finished for worker in self.workers)
-        return self._has_started
+        return any(worker.has_been_ready for worker in self.workers)
 
     @property
     def uptime_s(self) -> float:

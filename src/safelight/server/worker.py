@@ -76,6 +76,7 @@ class Worker:
         self.state = WorkerState.STARTING
         self.load = LoadState()
         self.error: LoadError | None = None
+        self.has_been_ready = False
         self.restarts = 0
         self.running: Job | None = None
         self._config = config
@@ -97,14 +98,17 @@ class Worker:
                 await self._load_and_serve()
                 if not self._is_stopping:
                     await self._back_off()
-            except LoadError as error:
-                self._fail(error)
+            except (LoadError, OSError) as error:
+                self._fail(error if isinstance(error, LoadError) else LoadError(f"no worker could be started: {error}"))
                 await self._retry.wait()
                 self._retry.clear()
 
     def retry(self) -> None:
         """Tries a failed load again; does nothing in any other state."""
         if self.state is WorkerState.FAILED:
+            self.error = None
+            self.load = LoadState()
+            self._set_state(WorkerState.STARTING)
             self._retry.set()
 
     async def stop(self) -> None:
@@ -139,6 +143,7 @@ class Worker:
                 self._handle(message)
         except ProtocolError:
             log.exception("worker %d sent a message that cannot be read; it is replaced", self.id)
+        self._set_state(WorkerState.RESTARTING)  # at once: no job may be given to a process that is about to end
 
     async def _back_off(self) -> None:
         self.restarts += 1
@@ -179,6 +184,7 @@ class Worker:
 
     def _became_ready(self, phase_seconds: dict[str, float]) -> None:
         self.load.finish(phase_seconds)
+        self.has_been_ready = True
         self._deaths_before_ready = 0
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in phase_seconds.items())
         log.info("worker %d ready on %s in %.2f s: %s", self.id, self.device.name, self.load.seconds, phases)
