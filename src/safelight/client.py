@@ -40,7 +40,7 @@ class Client:
         try:
             answer = httpx.get(f"{self._url}/livez", timeout=_PROBE_TIMEOUT_S)
             return answer.status_code == httpx.codes.OK and answer.json() == {"status": "alive"}
-        except (httpx.HTTPError, ValueError):
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return False
 
     def generate(self, body: dict[str, Any], on_step: OnStep | None = None) -> Picture:
@@ -56,7 +56,7 @@ class Client:
             answer = httpx.post(
                 f"{self._url}/v1/images/generations", json=body, headers={"x-request-id": request_id}, timeout=None
             )
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"{self._url} does not answer: {error}") from None
         if answer.status_code != httpx.codes.OK:
             raise _error(answer)
