@@ -1,0 +1,209 @@
+"""Settings: which source wins, and a sentence with key and value for each wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safelight.config import ENV_PREFIX, Config, load_config, parse_size, settings
+from safelight.errors import ConfigError
+
+VALID: dict[str, tuple[str, Any]] = {
+    "model": ("/models/flux", "/models/flux"),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("0", 0),
+    "device": ("cuda:0,1", "cuda:0,1"),
+    "dtype": ("bfloat16", "bfloat16"),
+    "data_dir": ("/tmp/data", Path("/tmp/data")),
+    "queue_limit": ("1", 1),
+    "grace_period_s": ("0.5", 0.5),
+    "warmup_sizes": ("1024x1024,768x512", ((1024, 1024), (768, 512))),
+    "log_level": ("debug", "debug"),
+}
+WRONG: list[tuple[str, str]] = [
+    ("model", ""),
+    ("model", "  "),
+    ("host", ""),
+    ("port", "-1"),
+    ("port", "65536"),
+    ("port", "80.0"),
+    ("port", "http"),
+    ("port", ""),
+    ("port", " 80"),
+    ("port", "\uff18\uff10"),
+    ("port", "9" * 5000),
+    ("device", "gpu"),
+    ("device", "cuda:"),
+    ("device", "cuda:-1"),
+    ("device", "cuda:0,"),
+    ("device", "cpu:0"),
+    ("device", "CUDA"),
+    ("device", "cuda:\uff11"),
+    ("dtype", "fp16"),
+    ("dtype", ""),
+    ("data_dir", ""),
+    ("queue_limit", "0"),
+    ("queue_limit", "100001"),
+    ("queue_limit", "ten"),
+    ("grace_period_s", "-1"),
+    ("grace_period_s", "nan"),
+    ("grace_period_s", "inf"),
+    ("grace_period_s", "1e3"),
+    ("grace_period_s", "30s"),
+    ("warmup_sizes", "1024"),
+    ("warmup_sizes", "1024X1024"),
+    ("warmup_sizes", "1000x1000"),
+    ("warmup_sizes", "1024x1024;512x512"),
+    ("log_level", "INFO"),
+    ("log_level", "trace"),
+]
+
+
+def test_every_setting_has_a_case_here() -> None:
+    assert list(VALID) == [setting.name for setting in settings()]
+    assert {name for name, _ in WRONG} == set(VALID)
+
+
+def test_without_any_source_every_setting_is_its_default() -> None:
+    assert load_config({}, {}) == Config()
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_setting_comes_from_flag_environment_and_file_alike(name: str, tmp_path: Path) -> None:
+    text, value = VALID[name]
+    file = _file(tmp_path, f"{name} = '{text}'")
+    for config in (
+        load_config({name: text}, {}),
+        load_config({}, {ENV_PREFIX + name.upper(): text}),
+        load_config({}, {}, file),
+    ):
+        assert getattr(config, name) == value
+        others = {setting.name for setting in settings()} - {name}
+        assert all(getattr(config, other) == getattr(Config(), other) for other in others)
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    file = _file(tmp_path, 'port = 1\nhost = "file"\nmodel = "file"')
+    environment = {"SAFELIGHT_PORT": "2", "SAFELIGHT_HOST": "environment"}
+    config = load_config({"port": "3", "host": None}, environment, file)
+    assert (config.port, config.host, config.model) == (3, "environment", "file")
+
+
+def test_zero_and_the_empty_list_count_as_given(tmp_path: Path) -> None:
+    file = _file(tmp_path, 'port = 8000\ngrace_period_s = 30\nwarmup_sizes = ["64x64"]')
+    environment = {"SAFELIGHT_PORT": "0", "SAFELIGHT_GRACE_PERIOD_S": "0", "SAFELIGHT_WARMUP_SIZES": ""}
+    config = load_config({}, environment, file)
+    assert (config.port, config.grace_period_s, config.warmup_sizes) == (0, 0.0, ())
+
+
+def test_a_file_may_use_toml_types(tmp_path: Path) -> None:
+    file = _file(tmp_path, 'port = 8001\ngrace_period_s = 2.5\nwarmup_sizes = ["64x64", "128x64"]')
+    config = load_config({}, {}, file)
+    assert (config.port, config.grace_period_s, config.warmup_sizes) == (8001, 2.5, ((64, 64), (128, 64)))
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG, ids=lambda text: text[:20].encode("ascii", "replace").decode())
+def test_a_wrong_value_names_the_key_and_the_value(name: str, text: str, tmp_path: Path) -> None:
+    flag, variable = f"--{name.replace('_', '-')}", ENV_PREFIX + name.upper()
+    sources: dict[str, Callable[[], Config]] = {
+        f"{flag}={text!r}": lambda: load_config({name: text}, {}),
+        f"{variable}={text!r}": lambda: load_config({}, {variable: text}),
+        f"{name}={text!r}": lambda: load_config({}, {}, _file(tmp_path, f"{name} = '{text}'")),
+    }
+    for named, load in sources.items():
+        with pytest.raises(ConfigError) as caught:
+            load()
+        assert named in caught.value.message
+        assert caught.value.param == name
+
+
+def test_a_wrong_value_that_a_better_source_hides_does_no_harm() -> None:
+    assert load_config({"port": "1"}, {"SAFELIGHT_PORT": "nonsense"}).port == 1
+
+
+@pytest.mark.parametrize("line", ["port = true", "port = 80.5", "port = [80]\ndevice = []", "port = 2020-01-01"])
+def test_a_toml_value_of_the_wrong_type_is_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"safelight\.toml: (port|device)="):
+        load_config({}, {}, _file(tmp_path, line))
+
+
+def test_an_unknown_key_is_refused_by_name_from_every_source(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SAFELIGHT_PROT is not a setting"):
+        load_config({}, {"SAFELIGHT_PROT": "80"})
+    with pytest.raises(ConfigError, match=r"safelight\.toml: prot is not a setting"):
+        load_config({}, {}, _file(tmp_path, "prot = 80"))
+    with pytest.raises(ConfigError, match=r"safelight\.toml: server is not a setting"):
+        load_config({}, {}, _file(tmp_path, "[server]\nport = 80"))
+    with pytest.raises(ConfigError, match="--prot is not a setting"):
+        load_config({"prot": "80"}, {})
+
+
+def test_other_variables_and_the_config_path_are_not_settings() -> None:
+    environment = {"SAFELIGHT_CONFIG": "x.toml", "PORT": "1", "NOT_SAFELIGHT_PORT": "1"}
+    assert load_config({}, environment) == Config()
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config='.*nowhere\.toml' cannot be read: No such file"):
+        load_config({}, {}, tmp_path / "nowhere.toml")
+
+
+def test_a_directory_is_not_a_config_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config({}, {}, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"port", b"port = \xff", b"\x00", b"port = 1\nport = 2"])
+def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "safelight.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"safelight\.toml' is not TOML"):
+        load_config({}, {}, file)
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Config().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("text", "size"), [("1024x768", (1024, 768)), ("16x16", (16, 16)), ("0064x64", (64, 64))])
+def test_a_size_is_width_x_height(text: str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "1024",
+        "1024X1024",
+        "\uff11\uff10\uff12\uff14x1024",
+        "1e3x1e3",
+        "0x0",
+        "1x1",
+        "33x47",
+        "99999x99999",
+        "-64x64",
+        "64x64x64",
+        "64 x 64",
+        "64x64\n",
+        "64.0x64",
+        "0x1024",
+        "auto",
+        "9" * 5000 + "x64",
+    ],
+    ids=lambda text: text[:20].encode("ascii", "backslashreplace").decode(),
+)
+def test_anything_else_is_not_a_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not WIDTHxHEIGHT|cannot be drawn"):
+        parse_size(text)
+
+
+def _file(folder: Path, content: str) -> Path:
+    path = folder / "safelight.toml"
+    path.write_text(content, encoding="utf-8")
+    return path
