@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -28,7 +29,8 @@ class WorkerProcess:
     ) -> WorkerProcess:
         """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.enter_context(ours)
             process = await asyncio.create_subprocess_exec(
                 *command,
                 f"--fd={theirs.fileno()}",
@@ -40,6 +42,7 @@ class WorkerProcess:
                 # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
                 process_group=0,
             )
+            on_failure.pop_all()
         return cls(process, await Channel.open(ours, WorkerMessage))
 
     @property
