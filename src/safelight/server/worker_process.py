@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import sys
@@ -29,21 +28,25 @@ class WorkerProcess:
     ) -> WorkerProcess:
         """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread."""
         ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as on_failure:
-            on_failure.enter_context(ours)
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                f"--fd={theirs.fileno()}",
-                f"--parent-pid={os.getpid()}",
-                f"--log-level={log_level}",
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, **environment},
-                # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
-                process_group=0,
-            )
-            on_failure.pop_all()
-        return cls(process, await Channel.open(ours, WorkerMessage))
+        with theirs:
+            # First: once there is a child, nothing may be awaited here, or a cancellation would lose it.
+            channel: Channel[WorkerMessage] = await Channel.open(ours, WorkerMessage)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    f"--fd={theirs.fileno()}",
+                    f"--parent-pid={os.getpid()}",
+                    f"--log-level={log_level}",
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={**os.environ, **environment},
+                    # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
+                    process_group=0,
+                )
+            except BaseException:
+                channel.close()
+                raise
+        return cls(process, channel)
 
     @property
     def pid(self) -> int:
