@@ -18,7 +18,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         announced = Headers(scope=scope).get("content-length", "")
-        refuse_now = announced.isdigit() and int(announced[:20]) > self._limit_bytes
+        refuse_now = announced.isdecimal() and int(announced[:20]) > self._limit_bytes
         too_large = HTTPException(413, f"the body is larger than {self._limit_bytes} bytes")
         received_bytes = 0
 
