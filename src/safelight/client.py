@@ -70,12 +70,17 @@ class Client:
             contextlib.suppress(httpx.HTTPError, ValueError, KeyError),
             httpx.stream("GET", f"{self._url}/v1/status/stream", timeout=None) as events,
         ):
+            was_seen = False
             for line in events.iter_lines():
-                status = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {"workers": []}
-                for worker in status["workers"]:
-                    job = worker["job"]
-                    if job and job["request_id"] == request_id:
-                        on_step(job["step"], job["total_steps"])
+                if not line.startswith("data: "):
+                    continue
+                jobs = [worker["job"] for worker in json.loads(line.removeprefix("data: "))["workers"]]
+                ours = [job for job in jobs if job and job["request_id"] == request_id]
+                for job in ours:
+                    on_step(job["step"], job["total_steps"])
+                if was_seen and not ours:
+                    return
+                was_seen = bool(ours)
 
 
 def _error(answer: httpx.Response) -> SafelightError:
