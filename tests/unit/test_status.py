@@ -1,0 +1,104 @@
+"""One word for the whole server, from the states of its workers; and one entry per worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safelight.config import Config
+from safelight.errors import LoadError
+from safelight.protocol import LoadProgress
+from safelight.server.changes import Changes
+from safelight.server.devices import Device
+from safelight.server.served_model import ServedModel
+from safelight.server.status import overall_status, worker_status
+from safelight.server.worker import Worker, WorkerState
+from tests.unit.running_front import job
+
+
+def _worker(state: WorkerState = WorkerState.STARTING, worker_id: int = 0) -> Worker:
+    device = Device("cuda:1", "cuda:0", {})
+    worker = Worker(worker_id, device, Config(data_dir=Path("nowhere")), ServedModel("m"), Changes())
+    worker.state = state
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ("starting", "loading"),
+        ("loading", "loading"),
+        ("warming", "warming"),
+        ("ready", "ready"),
+        ("busy", "ready"),
+        ("failed", "failed"),
+        ("restarting", "loading"),
+        ("ready busy", "ready"),
+        ("ready loading", "ready"),
+        ("ready warming", "ready"),
+        ("ready failed", "degraded"),
+        ("busy restarting", "degraded"),
+        ("failed failed", "failed"),
+        ("failed loading", "loading"),
+        ("failed warming", "warming"),
+        ("loading warming", "warming"),
+        ("failed restarting", "loading"),
+    ],
+)
+def test_the_workers_states_make_one_word(states: str, status: str) -> None:
+    workers = [_worker(WorkerState(state)) for state in states.split()]
+    assert overall_status(workers, is_draining=False) == status
+    assert overall_status(workers, is_draining=True) == "draining"
+
+
+def test_a_loading_worker_says_how_far_it_is() -> None:
+    worker = _worker(WorkerState.LOADING)
+    worker.load.advance(LoadProgress("weights", "transformer", 5, 7, 40, 80))
+    entry = worker_status(worker)
+    seconds, eta_s = entry.pop("seconds"), entry.pop("eta_s")
+    assert 0 <= seconds < 5
+    assert 0 <= eta_s < 5
+    assert entry == {
+        "id": 0,
+        "device": "cuda:1",
+        "state": "loading",
+        "phase": "weights",
+        "component": "transformer",
+        "components_done": 5,
+        "components_total": 7,
+        "bytes_done": 40,
+        "bytes_total": 80,
+        "phase_seconds": {},
+        "error": None,
+        "restarts": 0,
+        "job": None,
+    }
+
+
+def test_a_ready_worker_has_no_phase_and_no_eta() -> None:
+    worker = _worker(WorkerState.READY)
+    worker.load.advance(LoadProgress("warmup", None, 7, 7, 80, 80))
+    worker.load.finish({"import": 1.23456})
+    entry = worker_status(worker)
+    assert (entry["phase"], entry["eta_s"], entry["phase_seconds"]) == (None, None, {"import": 1.235})
+
+
+def test_a_failed_worker_gives_its_sentence_and_promises_nothing() -> None:
+    worker = _worker(WorkerState.FAILED)
+    worker.load.advance(LoadProgress("weights", "transformer", 5, 7, 40, 80))
+    worker.error = LoadError("vae/config.json is missing")
+    assert (worker_status(worker)["error"], worker_status(worker)["eta_s"]) == ("vae/config.json is missing", None)
+
+
+def test_a_busy_worker_names_its_job_and_step() -> None:
+    worker = _worker(WorkerState.BUSY)
+    worker.running = job(num_images=2)
+    worker.running.step = 3
+    worker.running.request_id = "req_1"
+    assert worker_status(worker)["job"] == {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}
+
+
+def test_an_entry_is_json() -> None:
+    assert json.loads(json.dumps(worker_status(_worker()))) == worker_status(_worker())
