@@ -29,6 +29,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     default_width: int = 1024
     default_height: int = 1024
+    size_multiple: int = SIZE_MULTIPLE
     min_size: int = 256
     max_size: int = 2048
     default_num_inference_steps: int = 28
@@ -46,10 +47,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     def check(self, params: GenerationParams) -> None:
         """Raises a leaf of ``InvalidRequest`` if this model cannot do what the params ask."""
         for name, side in (("width", params.width), ("height", params.height)):
-            if not self.min_size <= side <= self.max_size:
+            if not self.min_size <= side <= self.max_size or side % self.size_multiple:
                 raise InvalidSize(
                     f"{name} is {side}: {self.id} draws {self.min_size} to {self.max_size} pixels "
-                    f"in multiples of {SIZE_MULTIPLE}",
+                    f"in multiples of {self.size_multiple}",
                     param=name,
                 )
         _check_limit("num_inference_steps", params.num_inference_steps, self.max_num_inference_steps, self.id)

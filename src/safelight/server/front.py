@@ -129,6 +129,7 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
         "description": card.description,
         "tasks": ["text-to-image"],
         "default_size": f"{card.default_width}x{card.default_height}",
+        "size_multiple": card.size_multiple,
         "min_size": card.min_size,
         "max_size": card.max_size,
         "default_num_inference_steps": card.default_num_inference_steps,

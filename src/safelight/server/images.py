@@ -17,7 +17,7 @@ from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
 from safelight.jobs import Job
 from safelight.model_card import DEFAULT_TRUE_CFG_SCALE, ModelCard
-from safelight.params import MAX_IMAGES, MAX_SEED, SIZE_MULTIPLE, GenerationParams, ImageFormat
+from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams, ImageFormat
 from safelight.protocol import Succeeded
 from safelight.server.follow import follow
 from safelight.server.front import Front
@@ -81,7 +81,7 @@ def routes(front: Front) -> APIRouter:
         if wants_image:
             return Response(result.images[0].data, media_type=params.output_format.media_type, headers=headers)
         # Base64 of several megapixels would hold the loop for milliseconds.
-        content = await asyncio.to_thread(_answer, body, job, result)
+        content = await asyncio.to_thread(_answer, body, job, result, card.size_multiple)
         return Response(content, media_type="application/json", headers=headers)
 
     return router
@@ -154,9 +154,9 @@ def _either(name: str, value: Number | None, alias: str, other: Number | None) -
     return other if value is None else value
 
 
-def _answer(body: ImagesRequest, job: Job, result: Succeeded) -> bytes:
+def _answer(body: ImagesRequest, job: Job, result: Succeeded, size_multiple: int) -> bytes:
     params = job.params
-    tokens = params.num_images * (params.width // SIZE_MULTIPLE) * (params.height // SIZE_MULTIPLE)
+    tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
     return msgspec.json.encode(
         {
             "created": int(time.time()),
