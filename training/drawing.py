@@ -113,7 +113,7 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
     px, py = x.abs(), 0.07 - y
     disc = torch.hypot(px - 0.48, py - 0.42) - 0.52
     wedge = torch.maximum((px - py - 0.795) / math.sqrt(2.0), py - 0.052)
-    middle = torch.maximum(px - 0.48, (py - 0.42).abs() - 0.4)
+    middle = torch.maximum(px - 0.48, (py - 0.15).abs() - 0.3)
     return torch.minimum(torch.minimum(disc, wedge), middle)
 
 
