@@ -124,18 +124,18 @@ class Worker:
         self.load = LoadState(expected_s)
         self._set_state(WorkerState.STARTING)
         await self._model.refresh()
-        self._process = await WorkerProcess.spawn(self.device.environment, self._config.log_level, self._command)
-        log.info("worker %d started on %s, pid %d", self.id, self.device.name, self._process.pid)
+        process = await WorkerProcess.spawn(self.device.environment, self._config.log_level, self._command)
+        log.info("worker %d started on %s, pid %d", self.id, self.device.name, process.pid)
+        self._process = process
         try:
-            self._process.send(
+            process.send(
                 Load(self._model.name, self.device.torch_name, self._config.dtype, list(self._config.warmup_sizes))
             )
-            await self._follow(self._process)
+            await self._follow(process)
         finally:
-            process, self._process = self._process, None
-            if process is not None:
-                exit_code = await process.stop(politely=False)
-                self._job_lost(exit_code)
+            exit_code = await process.stop(politely=False)
+            self._process = None
+            self._job_lost(exit_code)
 
     async def _follow(self, process: WorkerProcess) -> None:
         try:

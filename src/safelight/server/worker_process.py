@@ -71,6 +71,7 @@ class WorkerProcess:
                 pass
         if self._process.returncode is None:
             self._process.kill()
-        exit_code = await self._process.wait()
-        self._channel.close()
-        return exit_code
+        try:
+            return await self._process.wait()
+        finally:
+            self._channel.close()
