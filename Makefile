@@ -23,5 +23,5 @@ bench: $(INSTALLED)  ## the CPU benchmarks
 	$(BIN)/python -m benchmarks.bench_responsiveness $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/setup
-	PYTHON=$(PYTHON) scripts/setup
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) scripts/setup
 	@touch $@
