@@ -27,6 +27,7 @@ from safelight.server.request_id import request_id_of
 
 log = logging.getLogger(__name__)
 
+_MAX_TEXT_CHARS = 1000
 _PLAIN_JSON_PATHS = ("/v1/images", "/v1/models")
 _BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
     "missing": MissingParameter,
@@ -45,13 +46,14 @@ _BY_STATUS: dict[int, type[SafelightError]] = {
 def problem(request: Request, error: SafelightError) -> JSONResponse:
     """The answer for one error. The media type is RFC 9457's, except where OpenAI's clients expect plain JSON."""
     path = request.scope["path"]
+    message, param = _shortened(error.message), error.param and _shortened(error.param)
     body = {
         "type": f"urn:safelight:error:{error.code}",
         "title": error.title,
         "status": error.status,
-        "detail": error.message,
+        "detail": message,
         "instance": f"{path}#{request_id_of(request.scope)}",
-        "error": {"message": error.message, "type": error.error_type, "param": error.param, "code": error.code},
+        "error": {"message": message, "type": error.error_type, "param": param, "code": error.code},
     }
     headers = {}
     if error.status in (429, 503):
@@ -62,6 +64,11 @@ def problem(request: Request, error: SafelightError) -> JSONResponse:
     plain = path.startswith(_PLAIN_JSON_PATHS)
     media_type = "application/json" if plain else "application/problem+json"
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)
+
+
+def _shortened(text: str) -> str:
+    """Messages quote what was sent, and what was sent may be a megabyte."""
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}…"
 
 
 def install(app: FastAPI) -> None:
