@@ -214,6 +214,14 @@ async def test_an_unknown_member_with_a_name_that_is_not_unicode_is_refused_too(
     assert not refusals.submitted
 
 
+@pytest.mark.parametrize("body", [{"x" * 900_000: 1}, {"size": "x" * 900_000}, {"model": "x" * 900_000}])
+async def test_the_answer_does_not_repeat_a_megabyte(refusals: Refusals, body: dict[str, Any]) -> None:
+    answer = await refusals.post(json.dumps({"prompt": PROMPT} | body).encode())
+    assert answer.status_code in (400, 404)
+    assert len(answer.content) < 10_000
+    assert not refusals.submitted
+
+
 async def test_another_model_is_not_found(refusals: Refusals) -> None:
     answer = await refusals.post(json.dumps({"prompt": PROMPT, "model": "sd-xl"}).encode())
     _assert_problem(answer, 404, "model_not_found", "model")
