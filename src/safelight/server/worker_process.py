@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,7 +72,9 @@ class WorkerProcess:
             except TimeoutError:
                 pass
         if self._process.returncode is None:
-            self._process.kill()
+            # Not Process.kill: it polls first and may reap the child before asyncio does, which then reports 255.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
         try:
             return await self._process.wait()
         finally:
