@@ -23,8 +23,8 @@ def encode_image(image: Image.Image, image_format: ImageFormat, seed: int, compr
         case ImageFormat.PNG:
             info = PngImagePlugin.PngInfo()
             info.add_text("seed", str(seed))
-            # Level 3 is a third of the time of the default 6 for a few per cent of size.
-            image.save(buffer, "PNG", pnginfo=info, compress_level=3)
+            # Level 2 is a fifth of the time of the default 6 for a tenth more bytes.
+            image.save(buffer, "PNG", pnginfo=info, compress_level=2)
         case ImageFormat.JPEG:
             image.save(buffer, "JPEG", quality=quality)
         case ImageFormat.WEBP:
