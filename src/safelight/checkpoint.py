@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.model_card import ModelCard
 from safelight.safetensors_header import SafetensorsHeader, read_header
-
-EMBEDDED_MODEL = "safelight/shapes"
 
 _EMBEDDED_DIR = Path(__file__).parent / "models" / "shapes"
 _TOKENIZERS = frozenset(

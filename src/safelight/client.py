@@ -38,7 +38,7 @@ class Client:
     def is_alive(self) -> bool:
         """Whether a Safelight server answers there within a second."""
         try:
-            answer = httpx.get(f"{self._url}/livez", timeout=_PROBE_TIMEOUT_S)
+            answer = httpx.get(f"{self._url}/livez", timeout=_PROBE_TIMEOUT_S, trust_env=False)
             return answer.status_code == httpx.codes.OK and answer.json() == {"status": "alive"}
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return False
@@ -54,7 +54,11 @@ class Client:
             follower.start()
         try:
             answer = httpx.post(
-                f"{self._url}/v1/images/generations", json=body, headers={"x-request-id": request_id}, timeout=None
+                f"{self._url}/v1/images/generations",
+                json=body,
+                headers={"x-request-id": request_id},
+                timeout=None,
+                trust_env=False,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"{self._url} does not answer: {error}") from None
@@ -68,7 +72,7 @@ class Client:
         """Progress is a courtesy: a stream that breaks ends the bar, not the picture."""
         with (
             contextlib.suppress(httpx.HTTPError, ValueError, KeyError),
-            httpx.stream("GET", f"{self._url}/v1/status/stream", timeout=None) as events,
+            httpx.stream("GET", f"{self._url}/v1/status/stream", timeout=None, trust_env=False) as events,
         ):
             was_seen = False
             for line in events.iter_lines():

@@ -9,11 +9,11 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safelight.checkpoint import EMBEDDED_MODEL
 from safelight.errors import ConfigError, SafelightError
 from safelight.params import check_size
 
 ENV_PREFIX = "SAFELIGHT_"
+EMBEDDED_MODEL = "safelight/shapes"
 
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
@@ -55,6 +55,9 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError("is not auto, cpu, cuda or cuda:0,1")
+    indices = re.findall(r"[0-9]+", value)
+    if len({int(index) for index in indices}) != len(indices):
+        raise ValueError("names a device twice")
     return value
 
 

@@ -4,6 +4,7 @@ SafelightError
 ├── ConfigError                 a setting is wrong (exit code 2)
 ├── PortInUse                   another process listens there (exit code 1)
 ├── ProtocolError               front and worker do not understand each other
+├── InvalidTransition           a job was asked to make a move that it may not make
 ├── InvalidRequest         400  what was asked cannot be done as written
 │   ├── InvalidJSON        400
 │   ├── MissingParameter   400
@@ -75,6 +76,12 @@ class ProtocolError(SafelightError):
     """A frame between front and worker is malformed or too large."""
 
     code, title = "protocol_error", "Protocol error"
+
+
+class InvalidTransition(SafelightError):
+    """A job was asked to make a move that its table does not have: a defect, never the user's fault."""
+
+    code, title = "invalid_transition", "Invalid transition"
 
 
 class InvalidRequest(SafelightError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from safelight.errors import SafelightError
+from safelight.errors import InvalidTransition
 from safelight.params import GenerationParams
 
 
@@ -27,12 +27,6 @@ _NEXT: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
 }
-
-
-class InvalidTransition(SafelightError):
-    """A job was asked to make a move that the table does not have: a defect, never the user's fault."""
-
-    code = "invalid_transition"
 
 
 @dataclass(slots=True)

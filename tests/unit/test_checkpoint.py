@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safelight.checkpoint import EMBEDDED_MODEL, open_checkpoint
+from safelight.checkpoint import open_checkpoint
+from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from tests.unit.fake_checkpoint import (
     CARD,

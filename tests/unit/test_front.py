@@ -12,6 +12,7 @@ import pytest
 
 from safelight import __version__
 from safelight.errors import ModelNotFound
+from safelight.server import front as front_module
 from safelight.server import worker as worker_module
 from tests.unit.fake_checkpoint import write_checkpoint
 from tests.unit.running_front import TIMEOUT_S, make_front, params, running_front, until, until_ready
@@ -140,3 +141,21 @@ async def test_stop_answers_a_client_whose_job_runs(tmp_path: Path, checkpoint_d
         await until(front.changes, lambda: front.dispatcher.running_count == 1)
         await asyncio.wait_for(front.stop(), TIMEOUT_S)
         assert result.exception() is not None
+
+
+async def test_a_defect_in_a_task_is_logged_and_the_task_starts_again(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(front_module, "_DEFECT_PAUSE_S", 0.0)
+    keep = worker_module.Worker.keep
+    defects = iter([ZeroDivisionError("a defect")])
+
+    async def keep_with_a_defect(self: worker_module.Worker) -> None:
+        for defect in defects:
+            raise defect
+        await keep(self)
+
+    monkeypatch.setattr(worker_module.Worker, "keep", keep_with_a_defect)
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front:
+        await until_ready(front)
+    assert "keep worker 0 failed; it starts again" in caplog.text

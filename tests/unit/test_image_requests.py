@@ -228,6 +228,12 @@ async def test_another_model_is_not_found(refusals: Refusals) -> None:
     assert not refusals.submitted
 
 
+async def test_a_negative_prompt_that_could_not_act_is_refused(refusals: Refusals) -> None:
+    answer = await refusals.post(b'{"prompt": "a", "negative_prompt": "b", "true_cfg_scale": 1}')
+    _assert_problem(answer, 400, "invalid_value", "negative_prompt")
+    assert not refusals.submitted
+
+
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 WRONG_BODIES: dict[str, tuple[bytes, str]] = {
@@ -240,6 +246,10 @@ WRONG_BODIES: dict[str, tuple[bytes, str]] = {
     "binary": (b"\x89PNG\r\n\x1a\n", "invalid_json"),
     "not UTF-8": (b'{"prompt": "\xff\xfe"}', "invalid_json"),
     "Latin-1": ('{"prompt": "é"}'.encode("latin-1"), "invalid_json"),
+    "a byte order mark": (b'\xef\xbb\xbf{"prompt": "a"}', "invalid_json"),
+    "UTF-16": ('{"prompt": "a"}'.encode("utf-16"), "invalid_json"),
+    "UTF-32": ('{"prompt": "a"}'.encode("utf-32-le"), "invalid_json"),
+    "a member twice": (b'{"prompt": "a", "prompt": "b"}', "invalid_json"),
     "NUL bytes": (b"\0\0\0\0", "invalid_json"),
     "a raw control character": (b'{"prompt": "a\x00b"}', "invalid_json"),
     "100,000 brackets": (b"[" * 100_000, "invalid_json"),

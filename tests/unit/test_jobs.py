@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from safelight.jobs import InvalidTransition, Job, JobStatus
+from safelight.errors import InvalidTransition
+from safelight.jobs import Job, JobStatus
 from tests.unit.running_front import job
 
 ALLOWED = {

@@ -130,10 +130,11 @@ class ModelManager:
                     _after_step, index * params.num_inference_steps, params.total_steps, on_step, cancelled
                 )
                 images.append(_run_pipeline(pipeline, params, seed, after_step))
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{params.width}x{params.height} with {params.num_images} images does not fit into the memory"
-            ) from error
+        except RuntimeError as error:
+            # CUDA has a class of its own for this, the CPU's allocator only this text.
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise OutOfMemory(f"{params.width}x{params.height} does not fit into the memory: ask for less") from error
         finally:
             pipeline.maybe_free_model_hooks()
         return Generation(

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from safelight.errors import JobCancelled, SafelightError, ShuttingDown, error_from_code
+from safelight.errors import InternalError, JobCancelled, SafelightError, ShuttingDown, error_from_code
 from safelight.jobs import Job, JobStatus
 from safelight.params import GenerationParams
 from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded
@@ -93,8 +93,10 @@ class Dispatcher:
         try:
             outcome = await worker.run(job, on_step)
         except SafelightError as error:
-            self._end(job, JobStatus.FAILED, error)
-            return
+            return self._end(job, JobStatus.FAILED, error)
+        except Exception:
+            log.exception("%s failed through a defect", job.id)
+            return self._end(job, JobStatus.FAILED, InternalError("the image could not be made; the log says why"))
         self._finish(job, outcome)
         self._job_seconds += 0.2 * (time.monotonic() - start_s - self._job_seconds)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from safelight import __version__
@@ -20,6 +22,10 @@ from safelight.server.served_model import ServedModel
 from safelight.server.status import ServerStatus, overall_status, worker_status
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
+
+log = logging.getLogger(__name__)
+
+_DEFECT_PAUSE_S = 1.0
 
 
 class Front:
@@ -44,11 +50,13 @@ class Front:
         """Begins to load. What is wrong with the model's files becomes a status, not an exception."""
         with contextlib.suppress(LoadError):  # the workers will say so
             await self.model.refresh()
-        create = asyncio.get_running_loop().create_task
-        self._tasks = [create(self.dispatcher.watch(), name="watch")]
+        self._start(self.dispatcher.watch, "watch")
         for worker in self.workers:
-            self._tasks.append(create(worker.keep(), name=f"keep worker {worker.id}"))
-            self._tasks.append(create(self.dispatcher.serve(worker), name=f"serve worker {worker.id}"))
+            self._start(worker.keep, f"keep worker {worker.id}")
+            self._start(functools.partial(self.dispatcher.serve, worker), f"serve worker {worker.id}")
+
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(_again_after_defects(work, name), name=name))
 
     def load(self, model_id: str) -> None:
         """Tries again to load after a failure. Raises ``ModelNotFound`` for any other model than the server's."""
@@ -121,6 +129,16 @@ class Front:
         except Unavailable:
             return []
         return [{"id": card.id, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)}]
+
+
+async def _again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """What the server lives by may fail through a defect of ours, but not stay away."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("%s failed; it starts again", name)
+            await asyncio.sleep(_DEFECT_PAUSE_S)
 
 
 def _abilities(card: ModelCard) -> dict[str, Any]:

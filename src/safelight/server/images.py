@@ -22,6 +22,7 @@ from safelight.protocol import Succeeded
 from safelight.server.follow import follow
 from safelight.server.front import Front
 from safelight.server.request_id import request_id_of
+from safelight.server.strict_json import StrictJSONRoute
 
 _RANDOM_SEEDS = 2**32
 """Seeds we choose stay below 2**32, so that every client and JSON reader keeps them exactly."""
@@ -64,14 +65,14 @@ class ImagesRequest(BaseModel):
 
 def routes(front: Front) -> APIRouter:
     """One route: a thin layer over one job."""
-    router = APIRouter(prefix="/v1/images", tags=["images"])
+    router = APIRouter(prefix="/v1/images", tags=["images"], route_class=StrictJSONRoute)
 
     @router.post("/generations")
     async def generate(body: ImagesRequest, request: Request) -> Response:
         """Draws ``n`` images; the answer holds each with the seed that makes it again."""
+        card = await front.model.wait_for_card()
         front.model.check_name(body.model)
         _refuse_unsupported(body)
-        card = front.model.card
         params = _params(body, card)
         card.check(params)
         wants_image = _wants_image(request, params)
@@ -104,6 +105,8 @@ def _refuse_unsupported(body: ImagesRequest) -> None:
         raise UnsupportedValue("response_format url is not offered: b64_json is", param="response_format")
     if body.background == "transparent":
         raise UnsupportedValue("background transparent is not offered: FLUX draws opaque pictures", param="background")
+    if body.negative_prompt and body.true_cfg_scale is not None and body.true_cfg_scale <= 1:
+        raise InvalidValue("a negative_prompt acts only with a true_cfg_scale above 1", param="negative_prompt")
 
 
 def _params(body: ImagesRequest, card: ModelCard) -> GenerationParams:
@@ -186,9 +189,7 @@ def _usage(text_tokens: int, image_tokens: int) -> dict[str, Any]:
 
 def _ignored(body: ImagesRequest) -> list[str]:
     """Members that OpenAI's clients always send and that FLUX has no notion of: said, not hidden."""
-    asked = {"quality": body.quality, "style": body.style, "moderation": body.moderation}
-    return [
-        f"{name} has no effect on this model"
-        for name, value in asked.items()
-        if value not in (None, "auto", "standard")
-    ]
+    asked: dict[str, object] = {"quality": body.quality, "style": body.style, "moderation": body.moderation}
+    if body.output_format in (None, "png"):
+        asked["output_compression"] = body.output_compression
+    return [f"{name} has no effect here" for name, value in asked.items() if value not in (None, "auto", "standard")]

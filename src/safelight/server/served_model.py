@@ -18,6 +18,7 @@ class ServedModel:
         self.name = name
         self._checkpoint: Checkpoint | None = None
         self._error: LoadError | None = None
+        self._was_read = asyncio.Event()
 
     async def refresh(self) -> None:
         """Reads the files again, in a thread. Raises ``LoadError`` if they are not a whole checkpoint."""
@@ -26,6 +27,13 @@ class ServedModel:
         except LoadError as error:
             self._checkpoint, self._error = None, error
             raise
+        finally:
+            self._was_read.set()
+
+    async def wait_for_card(self) -> ModelCard:
+        """As ``card``, once the files have been read for the first time."""
+        await self._was_read.wait()
+        return self.card
 
     @property
     def card(self) -> ModelCard:

@@ -1,0 +1,40 @@
+"""JSON bodies read strictly: UTF-8 without a byte order mark, and no member twice.
+
+Python's parser guesses the encoding and lets the last of two equal members win; what one client means and another
+reads would then differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+
+class StrictJSONRoute(APIRoute):
+    """A route whose requests are ``StrictJSONRequest``; for ``APIRouter(route_class=...)``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(StrictJSONRequest(request.scope, request.receive))
+
+        return handle
+
+
+class StrictJSONRequest(Request):
+    """Raises ``ValueError`` for a body that is not strict JSON; FastAPI makes that a 400."""
+
+    async def json(self) -> Any:
+        return json.loads((await self.body()).decode("utf-8"), object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member appears twice")
+    return members
