@@ -17,7 +17,8 @@ _FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1))
 _GAINS = (1.6, 16.0, 16.0, 26.0, 26.0, 26.0, 32.0, 32.0)
 """Chosen so that every channel has a spread near one over the pictures of this project."""
 
-CHANNELS = 3 * len(_FREQUENCIES)
+COEFFICIENTS = len(_FREQUENCIES)
+CHANNELS = 3 * COEFFICIENTS
 
 
 def block_latents(pictures: Tensor) -> Tensor:

@@ -3,79 +3,51 @@
 from __future__ import annotations
 
 import math
-import random
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from training import tokens
-from training.blocks import block_latents
-from training.captions import varied_caption
-from training.drawing import Window, draw_packed, pack
+from training.blocks import CHANNELS, COEFFICIENTS
+from training.data import Batch, batches
 from training.run import SEED, Run, Trainer
-from training.scenes import Scene, training_scene
-
-BATCH = 40
-DROPPED_CAPTIONS = 0.1
-
-_OTHER_SIZES = ((192, 192), (256, 192), (192, 256), (320, 256), (256, 320), (384, 384))
-_OTHER_EVERY = 10
-_OTHER_BATCH = 20
 
 Text = tuple[Tensor, Tensor]
 """T5's states (batch, length, width) and CLIP's pooled vectors (batch, width)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """``clean`` (batch, tokens, 4 x channels); ids (batch, length); ``image_ids`` (tokens, 3)."""
-
-    clean: Tensor
-    clip_ids: Tensor
-    t5_ids: Tensor
-    image_ids: Tensor
-
-
-class Scenes:
-    """Endless training batches; no picture is seen twice but by chance."""
-
-    def __init__(self, run: Run, source: random.Random) -> None:
-        self._run = run
-        self._source = source
-
-    def batch(self, step: int, count: int = BATCH) -> Batch:
-        """Scenes of the main size; every tenth batch is of another one."""
-        width, height = 256, 256
-        if step % _OTHER_EVERY == _OTHER_EVERY - 1:
-            width, height = _OTHER_SIZES[(step // _OTHER_EVERY) % len(_OTHER_SIZES)]
-            count = _OTHER_BATCH
-        scenes = [training_scene(self._source, width / height) for _ in range(count)]
-        pictures = draw_packed(pack(scenes).to(self._run.device), Window.whole(count, width, height))
-        return self._make(scenes, block_latents(pictures))
-
-    def _make(self, scenes: list[Scene], latents: Tensor) -> Batch:
-        captions = [
-            "" if self._source.random() < DROPPED_CAPTIONS else varied_caption(scene, self._source) for scene in scenes
-        ]
-        rows, columns = latents.shape[2] // 2, latents.shape[3] // 2
-        ids = image_ids(rows, columns, self._run.device)
-        return Batch(pack_latents(latents), *token_ids(captions, self._run.device), ids)
-
-
-def train_flow(run: Run, steps: int) -> None:
-    """Mean squared error of the velocity, over all noise levels but most often near pure noise."""
-    scenes = Scenes(run, random.Random(SEED + 1))
-    trainer = Trainer(run, "flow", [run.parts[name] for name in ("transformer", "clip", "t5")], steps, 1.5e-3)
-    for step in trainer:
-        batch = scenes.batch(step)
+def train_flow(run: Run, steps: int, batch_size: int) -> None:
+    """Squared error of the velocity, over all noise levels but most often near pure noise."""
+    transformer = run.parts["transformer"]
+    compile_blocks(run, transformer)
+    trainer = Trainer(run, "flow", [transformer, run.parts["clip"], run.parts["t5"]], steps, 1.5e-3)
+    for step, batch in zip(trainer, batches(batch_size, SEED + 1, run.device), strict=False):
         noisy, level, target = add_noise(batch)
-        with torch.autocast(run.device.type, torch.bfloat16):
+        with stance(batch), torch.autocast(run.device.type, torch.bfloat16):
             text = encode_text(run.parts, batch.clip_ids, batch.t5_ids)
-            velocity = predict(run.parts["transformer"], noisy, level, batch.image_ids, torch.ones_like(level), text)
-        trainer.learn(F.mse_loss(velocity.float(), target), step)
+            velocity = predict(transformer, noisy, level, batch.image_ids, torch.ones_like(level), text)
+        trainer.learn(weighted_error(velocity.float(), target), step)
+
+
+def compile_blocks(run: Run, transformer: Any) -> None:
+    """Compiles each kind of block once, in place, on CUDA; on a CPU it gains too little."""
+    if run.device.type == "cuda":
+        transformer.compile_repeated_blocks(fullgraph=True)
+
+
+def stance(batch: Batch) -> Any:
+    """Only the main size runs compiled: each further one would cost a compile for few steps."""
+    return torch.compiler.set_stance("default" if batch.is_main_size else "force_eager")
+
+
+def weighted_error(velocity: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error with the squares' mean colours counted eight times as much as their details.
+
+    Seven of eight channels hold details; unweighted they would drown what matters first: colour and place.
+    """
+    weights = torch.where(torch.arange(CHANNELS, device=target.device) % COEFFICIENTS == 0, 4.0, 0.5)
+    squares = (velocity - target).square().reshape(*target.shape[:-1], CHANNELS, -1)
+    return torch.mean(squares * (weights / weights.mean())[:, None])
 
 
 def add_noise(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,26 +88,3 @@ def predict(transformer: Any, noisy: Tensor, level: Tensor, positions: Tensor, g
 def encode_text(parts: dict[str, Any], clip_ids: Tensor, t5_ids: Tensor) -> Text:
     """As ``FluxPipeline`` encodes a prompt: no attention mask."""
     return parts["t5"](input_ids=t5_ids)[0], parts["clip"](input_ids=clip_ids).pooler_output
-
-
-def token_ids(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids for CLIP and T5, each (batch, length)."""
-    clip_ids, t5_ids = (
-        torch.tensor(tokens.encode(captions, with_start=start), device=device) for start in (True, False)
-    )
-    return clip_ids, t5_ids
-
-
-def pack_latents(latents: Tensor) -> Tensor:
-    """(batch, channels, h, w) to FLUX's tokens of 2x2 latents, (batch, h/2 x w/2, 4 x channels)."""
-    batch, channels, height, width = latents.shape
-    squares = latents.view(batch, channels, height // 2, 2, width // 2, 2)
-    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * 4)
-
-
-def image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Positions of image tokens for RoPE, (rows x columns, 3)."""
-    ids = torch.zeros(rows, columns, 3, device=device)
-    ids[..., 1] = torch.arange(rows, device=device)[:, None]
-    ids[..., 2] = torch.arange(columns, device=device)[None, :]
-    return ids.reshape(-1, 3)

@@ -31,7 +31,7 @@ def main() -> None:
         ("distil", distil_guidance, args.distil_steps),
     ):
         if stage not in run.done:
-            train(run, steps)
+            train(run, steps, args.batch)
             run.save(stage)
     run.log["device"] = torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu"
     run.log["torch"] = torch.__version__
@@ -47,9 +47,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", default="src/safelight/models/shapes")
     parser.add_argument("--work", default="training/work")
+    parser.add_argument("--batch", type=int, default=40, help="pictures per step of flow and distil")
     parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--flow-steps", type=int, default=3000)
-    parser.add_argument("--distil-steps", type=int, default=200)
+    parser.add_argument("--flow-steps", type=int, default=2900)
+    parser.add_argument("--distil-steps", type=int, default=150)
     return parser.parse_args()
 
 

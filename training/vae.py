@@ -26,7 +26,7 @@ _LATENT_NOISE = 0.03
 _PASSED_CHANNELS = 16
 
 
-def train_vae(run: Run, steps: int) -> None:
+def train_vae(run: Run, steps: int, _batch_size: int) -> None:
     """The decoder for ``steps``, the encoder for half as many."""
     vae = run.parts["vae"].to(memory_format=torch.channels_last)
     begin_as_block_colours(vae)
