@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--model", default="safelight/shapes")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/shapes_quality.json"))
+    parser.add_argument("--grid", type=Path, help="write the first 24 pictures into this file")
     parser.add_argument("--only-default", action="store_true", help="leave the other settings out")
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
@@ -109,6 +110,8 @@ def main() -> None:
     ]
     pipeline = load_pipeline(checkpoint)
     scenes = held_out_scenes(args.count)
+    if args.grid:
+        _write_grid(args.grid, [image for _, image in pictures(pipeline, checkpoint, scenes[:24], default)])
     results = []
     for setting in [default] if args.only_default else [default, *others]:
         results.append(
@@ -116,6 +119,14 @@ def main() -> None:
         )
         _print(results[-1])
     args.output.write_text(json.dumps(_about(args) | {"results": results}, indent=1) + "\n")
+
+
+def _write_grid(path: Path, images: list[Image.Image]) -> None:
+    side = 128
+    grid = Image.new("RGB", (8 * side, -(-len(images) // 8) * side))
+    for index, image in enumerate(images):
+        grid.paste(image.resize((side, side)), (index % 8 * side, index // 8 * side))
+    grid.save(path, optimize=True)
 
 
 def _print(result: dict[str, Any]) -> None:
