@@ -48,9 +48,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", default="src/safelight/models/shapes")
     parser.add_argument("--work", default="training/work")
     parser.add_argument("--batch", type=int, default=40, help="pictures per step of flow and distil")
-    parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--vae-steps", type=int, default=800)
     parser.add_argument("--flow-steps", type=int, default=2900)
-    parser.add_argument("--distil-steps", type=int, default=150)
+    parser.add_argument("--distil-steps", type=int, default=80)
     return parser.parse_args()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.check_shapes import PROPERTIES, Setting, held_out_scenes, load_pipeline, measure
-from safelight.checkpoint import EMBEDDED_MODEL, open_checkpoint
+from safelight.checkpoint import open_checkpoint
+from safelight.config import EMBEDDED_MODEL
 
 _RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "shapes_quality.json"
 _COUNT = 60
