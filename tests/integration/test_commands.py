@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ def _safelight(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _picture(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
 @pytest.mark.parametrize(("suffix", "name"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
 def test_generate_asks_a_running_server(server: ServerProcess, tmp_path: Path, suffix: str, name: str) -> None:
     file = tmp_path / f"out.{suffix}"
@@ -31,7 +36,7 @@ def test_generate_asks_a_running_server(server: ServerProcess, tmp_path: Path, s
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout == f"{file} (seed 3)\n"
-    image = Image.open(file)
+    image = _picture(file)
     assert (image.format, image.size) == (name, (128, 128))
 
 
@@ -40,7 +45,7 @@ def test_generate_starts_an_engine_of_its_own_and_draws_the_same_picture(server:
     assert _safelight("generate", *asked, "-o", str(tmp_path / "served.png"), "--url", server.url).returncode == 0
     alone = _safelight("generate", *asked, "-o", str(tmp_path / "alone.png"), "--local")
     assert alone.returncode == 0, alone.stderr
-    assert Image.open(tmp_path / "alone.png").tobytes() == Image.open(tmp_path / "served.png").tobytes()
+    assert _picture(tmp_path / "alone.png").tobytes() == _picture(tmp_path / "served.png").tobytes()
 
 
 def test_generate_names_unknown_words(server: ServerProcess, tmp_path: Path) -> None:

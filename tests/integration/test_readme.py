@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def test_make_run_and_make_test_do_what_they_say() -> None:
 def test_the_curl_gives_the_picture_that_the_readme_shows(server: ServerProcess, tmp_path: Path) -> None:
     command = _blocks("bash")[1].replace(_ADDRESS, server.url)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    picture, shown = Image.open(tmp_path / "circle.png"), Image.open(ROOT / "docs" / "images" / "circle.png")
+    files = (tmp_path / "circle.png", ROOT / "docs" / "images" / "circle.png")
+    picture, shown = (Image.open(io.BytesIO(file.read_bytes())) for file in files)
     # Matrix kernels differ between CPUs by a rounding, which the pixels may show by one.
     difference = max(high for _, high in _extrema(picture, shown))
     assert difference <= 3
