@@ -96,7 +96,8 @@ def _torch_device(device: str) -> str:
 @contextmanager
 def _progress() -> Iterator[OnStep]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bars:
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("loading", total=None)
 
         def on_step(step: int, total_steps: int) -> None:
