@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The defaults are what the shipped model was trained with."""
+    """The defaults are the step counts of the shipped model; training/README.md says how its run differed."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", default="src/safelight/models/shapes")
     parser.add_argument("--work", default="training/work")

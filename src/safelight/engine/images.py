@@ -23,7 +23,7 @@ def encode_image(image: Image.Image, image_format: ImageFormat, seed: int, compr
         case ImageFormat.PNG:
             info = PngImagePlugin.PngInfo()
             info.add_text("seed", str(seed))
-            # Level 2 is a fifth of the time of the default 6 for a tenth more bytes.
+            # On a 256x256 picture level 2 took a fifth of the time of the default 6.
             image.save(buffer, "PNG", pnginfo=info, compress_level=2)
         case ImageFormat.JPEG:
             image.save(buffer, "JPEG", quality=quality)
