@@ -6,6 +6,7 @@ latents, no seeds, no caption. ``judge`` compares what was found with the scene 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +116,7 @@ def find_things(pixels: Pixels, background: str, relation: str | None) -> list[F
     contrast = np.linalg.norm(pixels.astype(float) - np.array(COLOURS[background], float), axis=2)
     mask = contrast > _MIN_CONTRAST
     if relation is None:
-        return [_identify(pixels, mask)]
+        return [_identify(pixels, mask, background)]
     height, width = mask.shape
     dx, dy = RELATIONS[relation]
     near = np.zeros_like(mask)
@@ -124,35 +125,49 @@ def find_things(pixels: Pixels, background: str, relation: str | None) -> list[F
     else:
         near[: height // 2] = True
     halves = [mask & near, mask & ~near]
-    return [_identify(pixels, half) for half in (halves if dx + dy < 0 else halves[::-1])]
+    return [_identify(pixels, half, background) for half in (halves if dx + dy < 0 else halves[::-1])]
 
 
-def _identify(pixels: Pixels, mask: Mask) -> Found | None:
+def _identify(pixels: Pixels, mask: Mask, background: str) -> Found | None:
+    """``mask`` is where the picture differs from its background; the object is where it is nearer to its own colour."""
     if mask.mean() < _MIN_AREA:
         return None
-    colour, _ = _dominant_colour(pixels[_inner(mask)])
+    colour, _ = _dominant_colour(pixels[_eroded(mask)] if _eroded(mask).any() else pixels[mask])
+    ink, ground = (np.array(COLOURS[name], float) for name in (colour, background))
+    mask = mask & (((pixels - (ink + ground) / 2) @ (ink - ground)) > 0)
+    mask = _without_specks(mask)
+    if not mask.any():
+        return None
     fits = [_fit(mask, shape) for shape in range(len(SHAPES))]
     best = max(range(len(SHAPES)), key=lambda shape: fits[shape][0])
     overlap, place_of = fits[best]
     return Found(colour, SHAPES[best], overlap, *place_of)
 
 
-def _inner(mask: Mask) -> Mask:
-    """Without the soft edge, unless nothing would be left."""
-    eroded = mask.copy()
+def _eroded(mask: Mask) -> Mask:
+    """Without its edge."""
+    return _neighbours(mask, np.logical_and)
+
+
+def _without_specks(mask: Mask) -> Mask:
+    """Only what is left around pixels that survive an erosion: single stray pixels and hairs go."""
+    return mask & _neighbours(_eroded(mask), np.logical_or)
+
+
+def _neighbours(mask: Mask, combine: np.ufunc) -> Mask:
+    """Combines each pixel with its eight neighbours."""
     for axis in (0, 1):
-        eroded &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
-    return eroded if eroded.any() else mask
+        mask = combine.reduce([mask, np.roll(mask, 1, axis), np.roll(mask, -1, axis)])
+    return mask
 
 
 def _fit(mask: Mask, shape: int) -> tuple[float, tuple[float, float, float]]:
-    """(overlap, (radius, x, y)) of the ideal outline with the same bounding box."""
+    """(overlap, (radius, x, y)) of the ideal outline with the same area and centre of gravity."""
     height, width = mask.shape
-    left, right, top, bottom = _bounds(mask)
-    unit_left, unit_right, unit_top, unit_bottom = _UNIT_BOUNDS[shape]
-    radius_px = 0.5 * ((right - left) / (unit_right - unit_left) + (bottom - top) / (unit_bottom - unit_top))
-    x = ((left + right) / 2 - radius_px * (unit_left + unit_right) / 2) / width
-    y = ((top + bottom) / 2 - radius_px * (unit_top + unit_bottom) / 2) / height
+    area, x_px, y_px = _moments(mask)
+    unit_area, unit_x, unit_y = _UNIT_MOMENTS[shape]
+    radius_px = math.sqrt(area / unit_area)
+    x, y = (x_px - radius_px * unit_x) / width, (y_px - radius_px * unit_y) / height
     radius = radius_px / min(width, height)
     ideal = _outline(shape, (x, y, radius), width, height)
     return float((ideal & mask).sum() / max((ideal | mask).sum(), 1)), (radius, x, y)
@@ -164,18 +179,18 @@ def _outline(shape: int, place_of: tuple[float, float, float], width: int, heigh
     return mask
 
 
-def _bounds(mask: Mask) -> tuple[float, float, float, float]:
-    """Left, right, top, bottom in pixels; stray pixels do not count."""
-    columns, rows = (np.flatnonzero(mask.sum(axis) >= 2) for axis in (0, 1))
-    if not len(columns) or not len(rows):
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return float(columns[0]), float(columns[-1] + 1), float(rows[0]), float(rows[-1] + 1)
+def _moments(mask: Mask) -> tuple[float, float, float]:
+    """Area in pixels, and the centre of gravity's x and y."""
+    rows, columns = np.nonzero(mask)
+    return float(len(rows)), float(columns.mean() + 0.5), float(rows.mean() + 0.5)
 
 
-def _unit_bounds(shape: int) -> tuple[float, float, float, float]:
+def _unit_moments(shape: int) -> tuple[float, float, float]:
+    """Those of the shape with radius 1 around the origin."""
     side = 512
-    left, right, top, bottom = _bounds(_outline(shape, (0.5, 0.5, 0.25), side, side))
-    return tuple((edge - side / 2) / (side / 4) for edge in (left, right, top, bottom))  # type: ignore[return-value]
+    area, x, y = _moments(_outline(shape, (0.5, 0.5, 0.25), side, side))
+    unit = side / 4
+    return area / unit**2, (x - side / 2) / unit, (y - side / 2) / unit
 
 
-_UNIT_BOUNDS = [_unit_bounds(shape) for shape in range(len(SHAPES))]
+_UNIT_MOMENTS = [_unit_moments(shape) for shape in range(len(SHAPES))]

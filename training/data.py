@@ -10,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,8 +28,9 @@ _OTHER_SIZES = ((192, 192), (256, 192), (192, 256), (320, 256), (256, 320), (384
 _OTHER_EVERY = 10
 _AHEAD = 32
 _FEW_CORES = 4
+_MOST_PROCESSES = 8
 
-_Made = tuple[Tensor, Tensor, Tensor]
+_Made = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +44,16 @@ class Batch:
     is_main_size: bool
 
 
-def batches(count: int, seed: int, device: torch.device) -> Iterator[Batch]:
+def batches(count: int, seed: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
     """Batches of ``count`` for ever, the same for the same seed; every tenth is half as large and of another size.
 
     On a machine with few cores they are made in between, otherwise ahead, by processes of their own.
     """
     cores = os.cpu_count() or 1
-    pool = ProcessPoolExecutor(cores - 2, mp_context=get_context("spawn")) if cores > _FEW_CORES else None
+    processes = min(cores - 2, _MOST_PROCESSES)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if cores > _FEW_CORES else None
     coming: deque[Future[_Made]] = deque()
-    step = 0
+    step = first_step
     try:
         while True:
             while pool is not None and len(coming) < _AHEAD:
@@ -76,21 +80,25 @@ def _make(count: int, seed: int, step: int) -> _Made:
         count //= 2
     scenes = [training_scene(source, width / height) for _ in range(count)]
     captions = ["" if source.random() < DROPPED_CAPTIONS else varied_caption(scene, source) for scene in scenes]
-    return pack(scenes), *token_ids(captions, torch.device("cpu"))
+    return pack(scenes).numpy(), *token_arrays(captions)
 
 
 def _finish(made: _Made, size: tuple[int, int], device: torch.device) -> Batch:
-    packed, clip_ids, t5_ids = (part.to(device) for part in made)
-    latents = block_latents(draw_packed(packed, Window.whole(len(packed), *size)))
+    packed, clip_ids, t5_ids = (torch.from_numpy(part) for part in made)
+    latents = block_latents(draw_packed(packed, Window.whole(len(packed), *size), device))
     positions = image_ids(latents.shape[2] // 2, latents.shape[3] // 2, device)
-    return Batch(pack_latents(latents), clip_ids, t5_ids, positions, size == _MAIN_SIZE)
+    return Batch(pack_latents(latents), clip_ids.to(device), t5_ids.to(device), positions, size == _MAIN_SIZE)
 
 
 def token_ids(captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids for CLIP and T5, each (batch, length)."""
-    clip_ids, t5_ids = (
-        torch.tensor(tokens.encode(captions, with_start=start), device=device) for start in (True, False)
-    )
+    clip_ids, t5_ids = (torch.from_numpy(ids).to(device) for ids in token_arrays(captions))
+    return clip_ids, t5_ids
+
+
+def token_arrays(captions: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As ``token_ids``, in the form that goes from process to process."""
+    clip_ids, t5_ids = (np.array(tokens.encode(captions, with_start=start), np.int64) for start in (True, False))
     return clip_ids, t5_ids
 
 

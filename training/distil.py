@@ -23,7 +23,8 @@ def distil_guidance(run: Run, steps: int, batch_size: int) -> None:
         run.parts[name].requires_grad_(False)
     no_caption = token_ids([""], run.device)
     trainer = Trainer(run, "distil", [student], steps, 5e-4)
-    for step, batch in zip(trainer, batches(batch_size, SEED + 2, run.device), strict=False):
+    data = batches(batch_size, SEED + 2, run.device, trainer.first_step)
+    for step, batch in zip(trainer, data, strict=False):
         noisy, level, _ = add_noise(batch)
         guidance = 1 + (MAX_GUIDANCE - 1) * torch.rand_like(level)
         plain = torch.ones_like(level)

@@ -16,7 +16,7 @@ _MAX_THINGS = 2
 
 def draw(scenes: Sequence[Scene], width: int, height: int, device: torch.device | str = "cpu") -> Tensor:
     """Pictures of shape (batch, 3, height, width) in -1..1, with edges one pixel soft."""
-    return draw_packed(pack(scenes).to(device), Window.whole(len(scenes), width, height))
+    return draw_packed(pack(scenes), Window.whole(len(scenes), width, height), device)
 
 
 def pack(scenes: Sequence[Scene]) -> Tensor:
@@ -48,33 +48,35 @@ class Window:
         return cls(width, height, width, height, torch.zeros(count), torch.zeros(count))
 
 
-def draw_packed(packed: Tensor, window: Window) -> Tensor:
-    """As ``draw``, from what ``pack`` made, and only as much as lies in the window."""
-    colours = torch.tensor(list(COLOURS.values()), device=packed.device) / 127.5 - 1.0
-    pictures = colours[packed[:, 0].long()][:, :, None, None].expand(-1, -1, window.height, window.width)
+def draw_packed(packed: Tensor, window: Window, device: torch.device | str = "cpu") -> Tensor:
+    """As ``draw``, from what ``pack`` made, and only as much as lies in the window; ``packed`` is on the CPU."""
+    colours = torch.tensor(list(COLOURS.values())) / 127.5 - 1.0
+    pictures = colours[packed[:, 0].long()].to(device)[:, :, None, None].expand(-1, -1, window.height, window.width)
     for layer in range(_MAX_THINGS):
         thing = packed[:, 1 + 5 * layer : 6 + 5 * layer]
-        cover = coverage(thing[:, 1].long(), thing[:, 2:5], window)[:, None]
-        inks = colours[thing[:, 0].long()][:, :, None, None]
+        cover = coverage(thing[:, 1].long(), thing[:, 2:5], window, device)[:, None]
+        inks = colours[thing[:, 0].long()].to(device)[:, :, None, None]
         pictures = pictures * (1 - cover) + inks * cover
     return pictures
 
 
-def coverage(shapes: Tensor, places: Tensor, window: Window) -> Tensor:
+def coverage(shapes: Tensor, places: Tensor, window: Window, device: torch.device | str = "cpu") -> Tensor:
     """How much of each pixel each shape covers, 0..1, as (count, height, width).
 
     ``shapes`` are indices into ``SHAPES``, -1 for none; ``places`` hold x, y in 0..1 and the radius per shorter side.
+    Both are on the CPU: which picture holds which shape is sorted there, so that the device never waits for it.
     """
-    device = places.device
+    order = [(shapes == index).nonzero()[:, 0] for index in range(len(SHAPES))]
+    places = places.to(device)
     columns = torch.arange(window.width, device=device) + 0.5 + window.left.to(device)[:, None]
     rows = torch.arange(window.height, device=device) + 0.5 + window.top.to(device)[:, None]
     radius = places[:, 2:3] * min(window.full_width, window.full_height)
     x = (columns - places[:, 0:1] * window.full_width) / radius
     y = (rows - places[:, 1:2] * window.full_height) / radius
     result = torch.zeros(len(shapes), window.height, window.width, device=device)
-    for index, name in enumerate(SHAPES):
-        chosen = shapes == index
-        if bool(chosen.any()):
+    for name, found in zip(SHAPES, order, strict=True):
+        if len(found):
+            chosen = found.to(device)
             distance = _DISTANCES[name](x[chosen][:, None, :], y[chosen][:, :, None]) * radius[chosen][:, :, None]
             result[chosen] = (0.5 - distance).clamp(0.0, 1.0)
     return result

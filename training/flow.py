@@ -20,8 +20,9 @@ def train_flow(run: Run, steps: int, batch_size: int) -> None:
     """Squared error of the velocity, over all noise levels but most often near pure noise."""
     transformer = run.parts["transformer"]
     compile_blocks(run, transformer)
-    trainer = Trainer(run, "flow", [transformer, run.parts["clip"], run.parts["t5"]], steps, 1.5e-3)
-    for step, batch in zip(trainer, batches(batch_size, SEED + 1, run.device), strict=False):
+    trainer = Trainer(run, "flow", [transformer, run.parts["clip"], run.parts["t5"]], steps, 1.2e-3)
+    data = batches(batch_size, SEED + 1, run.device, trainer.first_step)
+    for step, batch in zip(trainer, data, strict=False):
         noisy, level, target = add_noise(batch)
         with stance(batch), torch.autocast(run.device.type, torch.bfloat16):
             text = encode_text(run.parts, batch.clip_ids, batch.t5_ids)
@@ -41,11 +42,11 @@ def stance(batch: Batch) -> Any:
 
 
 def weighted_error(velocity: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error with the squares' mean colours counted eight times as much as their details.
+    """Mean squared error with the squares' mean colours counted four times as much as their details.
 
     Seven of eight channels hold details; unweighted they would drown what matters first: colour and place.
     """
-    weights = torch.where(torch.arange(CHANNELS, device=target.device) % COEFFICIENTS == 0, 4.0, 0.5)
+    weights = torch.where(torch.arange(CHANNELS, device=target.device) % COEFFICIENTS == 0, 4.0, 1.0)
     squares = (velocity - target).square().reshape(*target.shape[:-1], CHANNELS, -1)
     return torch.mean(squares * (weights / weights.mean())[:, None])
 

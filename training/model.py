@@ -41,10 +41,10 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_transformer() -> FluxTransformer2DModel:
-    """FLUX with 2 double and 4 single blocks of 3 heads; latents are packed 2x2 into tokens."""
+    """FLUX with 3 double and 4 single blocks of 3 heads; latents are packed 2x2 into tokens."""
     return FluxTransformer2DModel(
         in_channels=CHANNELS * 4,
-        num_layers=2,
+        num_layers=3,
         num_single_layers=4,
         attention_head_dim=64,
         num_attention_heads=3,
@@ -78,7 +78,7 @@ def make_text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
             d_model=_TEXT_DIM,
             d_kv=48,
             d_ff=512,
-            num_layers=2,
+            num_layers=3,
             num_heads=4,
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",

@@ -90,7 +90,7 @@ def place(position: str, radius: float, aspect: float = 1.0) -> tuple[float, flo
     return 0.5 + column * (0.5 - MARGIN - reach_x), 0.5 + row * (0.5 - MARGIN - reach_y)
 
 
-def random_scene(source: random.Random, aspect: float = 1.0, pair_share: float = 0.3) -> Scene:
+def random_scene(source: random.Random, aspect: float = 1.0, pair_share: float = 0.4) -> Scene:
     """Any scene, held out or not."""
     background = source.choice(list(COLOURS))
     others = [colour for colour in COLOURS if colour != background]

@@ -19,49 +19,66 @@ from training.drawing import Window, draw_packed, pack
 from training.run import SEED, Run, Trainer
 from training.scenes import training_scene
 
-_CROPS = ((64, 32), (64, 32), (128, 8), (64, 32), (128, 8), (256, 2))
-"""Side in pixels and batch size, in turn: whole pictures are rare, since a crop teaches the same for less."""
+_WIDTH = 256
+_CROP = 128
+_WHOLE_EVERY = 4
+"""Most steps see crops near an edge of an object, since they teach the same for less; every fourth, whole pictures."""
 
-_LATENT_NOISE = 0.03
+_MAX_LATENT_NOISE = 0.25
 _PASSED_CHANNELS = 16
 
 
-def train_vae(run: Run, steps: int, _batch_size: int) -> None:
+def train_vae(run: Run, steps: int, batch_size: int) -> None:
     """The decoder for ``steps``, the encoder for half as many."""
     vae = run.parts["vae"].to(memory_format=torch.channels_last)
     begin_as_block_colours(vae)
-    _train_decoder(run, vae.decoder, steps)
-    _train_encoder(run, vae, steps // 2)
+    crops = max(batch_size // 5, 4)
+    _train_decoder(run, vae.decoder, steps, crops)
+    _train_encoder(run, vae, steps // 2, crops)
     error = _pixel_error(run)
     run.log["vae_mean_pixel_error"] = error
     run.say(f"vae: mean pixel error {error}")
 
 
-def _train_decoder(run: Run, decoder: nn.Module, steps: int) -> None:
-    """L1 on pixels and on their differences."""
-    source = random.Random(SEED)
+def _train_decoder(run: Run, decoder: nn.Module, steps: int, crops: int) -> None:
+    """L1 on pixels and on their differences; from latents with some noise, since the transformer's are not exact."""
     trainer = Trainer(run, "decoder", [decoder], steps, 3e-3)
+    _compile(run, decoder)
     for step in trainer:
-        pictures = _random_crops(source, *_CROPS[step % len(_CROPS)]).to(run.device)
+        pictures, stance = _pictures(run, step, crops)
         latents = block_latents(pictures)
-        with torch.autocast(run.device.type, torch.bfloat16):
-            drawn = decoder(latents + _LATENT_NOISE * torch.randn_like(latents)).float()
+        noise = _MAX_LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=run.device) ** 2
+        with stance, torch.autocast(run.device.type, torch.bfloat16):
+            drawn = decoder(latents + noise * torch.randn_like(latents)).float()
         loss = F.l1_loss(drawn, pictures)
         for axis in (2, 3):
             loss = loss + 0.5 * F.l1_loss(drawn.diff(dim=axis), pictures.diff(dim=axis))
         trainer.learn(loss, step)
 
 
-def _train_encoder(run: Run, vae: Any, steps: int) -> None:
+def _train_encoder(run: Run, vae: Any, steps: int, crops: int) -> None:
     """L1 on the latents; the variance that ``AutoencoderKL`` also predicts is kept near zero."""
-    source = random.Random(SEED + 3)
     trainer = Trainer(run, "encoder", [vae.encoder], steps, 3e-3)
+    _compile(run, vae.encoder)
     for step in trainer:
-        pictures = _random_crops(source, *_CROPS[step % len(_CROPS)]).to(run.device)
-        with torch.autocast(run.device.type, torch.bfloat16):
+        pictures, stance = _pictures(run, step, crops)
+        with stance, torch.autocast(run.device.type, torch.bfloat16):
             mean, log_variance = vae.encoder(pictures).float().chunk(2, dim=1)
         loss = F.l1_loss(mean, block_latents(pictures)) + 0.01 * F.mse_loss(log_variance, torch.full_like(mean, -10.0))
         trainer.learn(loss, step)
+
+
+def _compile(run: Run, part: nn.Module) -> None:
+    if run.device.type == "cuda":
+        part.compile()
+
+
+def _pictures(run: Run, step: int, crops: int) -> tuple[Tensor, Any]:
+    """The pictures of one step, and the way to run it: only crops run compiled."""
+    source = random.Random(SEED + step)
+    whole = step % _WHOLE_EVERY == 0
+    pictures = _random_crops(source, *((_WIDTH, -(-crops // 4)) if whole else (_CROP, crops)), run.device)
+    return pictures, torch.compiler.set_stance("force_eager" if whole else "default")
 
 
 @torch.no_grad()
@@ -102,17 +119,17 @@ def _spread_colours(convolution: nn.Conv2d, colour_channels: tuple[int, int, int
     bias[12], bias[13] = 1.5, -1.5
 
 
-def _random_crops(source: random.Random, side: int, count: int) -> Tensor:
+def _random_crops(source: random.Random, side: int, count: int, device: torch.device) -> Tensor:
     """Squares of pictures, near the edge of an object; (count, 3, side, side)."""
     scenes = [training_scene(source) for _ in range(count)]
     left, top = torch.zeros(count), torch.zeros(count)
     for index, scene in enumerate(scenes):
         thing = source.choice(scene.things)
-        reach = thing.radius * 256
+        reach = thing.radius * _WIDTH
         for origin, centre in ((left, thing.x), (top, thing.y)):
-            wanted = centre * 256 + source.uniform(-reach, reach) - side / 2
-            origin[index] = min(max(round(wanted), 0), 256 - side)
-    pictures = draw_packed(pack(scenes), Window(side, side, 256, 256, left, top))
+            wanted = centre * _WIDTH + source.uniform(-reach, reach) - side / 2
+            origin[index] = min(max(round(wanted), 0), _WIDTH - side)
+    pictures = draw_packed(pack(scenes), Window(side, side, _WIDTH, _WIDTH, left, top), device)
     return pictures.contiguous(memory_format=torch.channels_last)
 
 
@@ -122,9 +139,10 @@ def _pixel_error(run: Run) -> dict[str, float]:
     vae = run.parts["vae"]
     source = random.Random(SEED + 4)
     packed = pack([training_scene(source) for _ in range(32)])
-    pictures = draw_packed(packed.to(run.device), Window.whole(32, 256, 256))
-    latents = {"decoder": block_latents(pictures), "both": vae.encode(pictures).latent_dist.mean}
-    return {
-        name: round(float(F.l1_loss(vae.decode(found, return_dict=False)[0], pictures)), 5)
-        for name, found in latents.items()
-    }
+    pictures = draw_packed(packed, Window.whole(32, _WIDTH, _WIDTH), run.device)
+    with torch.compiler.set_stance("force_eager"):
+        latents = {"decoder": block_latents(pictures), "both": vae.encode(pictures).latent_dist.mean}
+        return {
+            name: round(float(F.l1_loss(vae.decode(found, return_dict=False)[0], pictures)), 5)
+            for name, found in latents.items()
+        }
