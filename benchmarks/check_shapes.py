@@ -105,7 +105,7 @@ def main() -> None:
     default = Setting(card.default_num_inference_steps, card.default_guidance_scale)
     others = [
         Setting(default.steps, 1.0),
-        Setting(default.steps, 4.0),
+        Setting(default.steps, 6.0),
         Setting(max(default.steps // 2, 1), default.guidance_scale),
     ]
     pipeline = load_pipeline(checkpoint)

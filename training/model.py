@@ -146,7 +146,7 @@ def export(parts: dict[str, Any], folder: Path) -> None:
         "max_size": 512,
         "default_num_inference_steps": 12,
         "max_num_inference_steps": 100,
-        "default_guidance_scale": 2.0,
+        "default_guidance_scale": 3.5,
         "max_sequence_length": TEXT_TOKENS,
         "vocabulary": {
             "colours": list(COLOURS),

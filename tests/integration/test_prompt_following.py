@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +10,11 @@ from benchmarks.check_shapes import PROPERTIES, Setting, held_out_scenes, load_p
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
 
-_RECORDED = Path(__file__).parents[2] / "benchmarks" / "results" / "shapes_quality.json"
 _COUNT = 60
-_MARGIN = 0.15
-"""A sample of thirty may fall this far below the share that was recorded over hundreds."""
+_REQUIRED = {
+    "single": {"background": 0.99, "colour": 0.97, "shape": 0.92, "size": 0.95, "position": 0.95},
+    "pair": dict.fromkeys(PROPERTIES, 0.8),
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,5 @@ def measured() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["single", "pair"])
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_pictures_are_as_right_as_the_recorded_figures_say(measured: dict[str, Any], kind: str, name: str) -> None:
-    recorded = json.loads(_RECORDED.read_text())["results"][0]
-    assert recorded["steps"] == measured["steps"] and recorded["guidance_scale"] == measured["guidance_scale"]
-    assert measured[kind][name] >= recorded[kind][name] - _MARGIN
+def test_pictures_are_as_the_prompt_says(measured: dict[str, Any], kind: str, name: str) -> None:
+    assert measured[kind][name] >= _REQUIRED[kind][name]

@@ -10,7 +10,7 @@ import pytest
 
 from training.checker import Pixels, Verdict, judge
 from training.drawing import draw
-from training.scenes import Scene, Thing, held_out_scene, place, training_scene
+from training.scenes import SHAPES, Scene, Thing, held_out_scene, place, training_scene
 
 _ASKED = Scene("blue", (Thing("red", "star", "medium", *place("at the top left", 0.2)),), position="at the top left")
 _PAIR = Scene(
@@ -77,6 +77,21 @@ def test_a_swapped_pair_is_wrong_in_colour_and_shape() -> None:
     assert judge(_picture(swapped), swapped).is_right
     mirrored = _picture(_PAIR)[:, ::-1]
     assert _wrong(judge(mirrored, _PAIR)) >= {"colour", "shape"}
+
+
+def test_stray_pixels_and_hairs_change_no_verdict() -> None:
+    pixels = _picture(_ASKED).copy()
+    for column in range(3, 250, 24):
+        pixels[200, column] = (225, 30, 35)
+        pixels[20:230, 250] = (225, 30, 35)
+    assert judge(pixels, _ASKED).is_right
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "circle"])
+def test_a_blob_of_the_right_colour_size_and_place_has_not_the_shape(shape: str) -> None:
+    asked = _with(_ASKED, shape=shape)
+    blob = _picture(_with(_ASKED, shape="circle"))
+    assert "shape" in _wrong(judge(blob, asked))
 
 
 def test_a_missing_object_is_wrong() -> None:
