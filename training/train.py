@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--flow-steps", type=int, default=9500)
     parser.add_argument("--distil-steps", type=int, default=800)
-    parser.add_argument("--sizes-steps", type=int, default=2000)
+    parser.add_argument("--sizes-steps", type=int, default=5000)
     return parser.parse_args()
 
 

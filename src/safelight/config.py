@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import ConfigError, SafelightError
+from safelight.faults import parse as parse_faults
 from safelight.params import check_size
 
 ENV_PREFIX = "SAFELIGHT_"
 EMBEDDED_MODEL = "safelight/shapes"
+STUB_MODEL = "safelight/stub"
 
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
@@ -52,12 +54,21 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _truth(value: str) -> bool:
+    return _one_of("true", "false")(value.lower()) == "true"
+
+
 def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise ValueError("is not auto, cpu, cuda or cuda:0,1")
     indices = re.findall(r"[0-9]+", value)
     if len({int(index) for index in indices}) != len(indices):
         raise ValueError("names a device twice")
+    return value
+
+
+def _faults(value: str) -> str:
+    parse_faults(value)
     return value
 
 
@@ -99,6 +110,28 @@ class Config:
     warmup_sizes: tuple[tuple[int, int], ...] = _setting(
         (), "sizes to warm up before ready, such as 1024x1024,768x1024; empty: the model's default size", _sizes
     )
+    drain_delay_s: float = _setting(
+        0.0, "seconds after SIGTERM in which the port stays open at least; on Kubernetes 5", _seconds
+    )
+    hang_timeout_s: float = _setting(
+        10.0, "least seconds without a denoising step after which a worker counts as hung and is replaced", _seconds
+    )
+    load_timeout_s: float = _setting(1800.0, "seconds that a load may take before its worker is replaced", _seconds)
+    queue_work_limit: int = _setting(
+        20_000, "work that may wait, in megapixels x steps x images; more is refused with 429", _whole_number(1, 10**9)
+    )
+    result_ttl_s: float = _setting(86_400.0, "seconds that finished jobs and their images are kept", _seconds)
+    result_limit_mb: int = _setting(
+        4096, "megabytes of images that are kept; the oldest finished jobs go first", _whole_number(1, 10**9)
+    )
+    max_connections: int = _setting(12_000, "connections that may be open at once", _whole_number(10, 1_000_000))
+    head_timeout_s: float = _setting(10.0, "seconds that a client may take to send a request's head", _seconds)
+    body_timeout_s: float = _setting(30.0, "seconds that a client may take to send a request's body", _seconds)
+    write_timeout_s: float = _setting(
+        30.0, "seconds that a client may take to read what fills its socket before it is cut off", _seconds
+    )
+    recover: bool = _setting(False, "true: move a damaged job database aside and begin with an empty one", _truth)
+    faults: str = _setting("", "fault points for tests, such as engine.step@3=kill; only on a loopback host", _faults)
     log_level: str = _setting("info", "least level that is logged", _one_of("debug", "info", "warning", "error"))
 
 

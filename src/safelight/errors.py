@@ -3,6 +3,7 @@
 SafelightError
 ├── ConfigError                 a setting is wrong (exit code 2)
 ├── PortInUse                   another process listens there (exit code 1)
+├── StoreError                  the data directory cannot be used (exit code 1)
 ├── ProtocolError               front and worker do not understand each other
 ├── InvalidTransition           a job was asked to make a move that it may not make
 ├── InvalidRequest         400  what was asked cannot be done as written
@@ -17,9 +18,12 @@ SafelightError
 ├── MethodNotAllowed       405
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
+├── IdempotencyMismatch    422  the key was used before, with another body
 ├── QueueFull              429
+├── StorageFull            507  no space is left for jobs or results
 ├── Unavailable            503  cannot take work now
 │   ├── ShuttingDown       503
+│   ├── StorageUnavailable 503  the job database or the result files cannot be written or read
 │   └── LoadError          503  the model could not be loaded
 │       ├── CheckpointNotFound
 │       ├── CheckpointInvalid
@@ -29,7 +33,8 @@ SafelightError
 └── GenerationError        500  the engine could not make the image
     ├── WorkerCrashed      500
     ├── OutOfMemory        500
-    ├── NonFiniteOutput    500
+    ├── DeviceFault        500  the device's context is broken: the worker is replaced
+    ├── BadOutput          500  NaN, infinity or one flat colour: never passed on as a picture
     └── InternalError      500
 
 The message of an error is written for the person who asked; causes and tracebacks belong in the log.
@@ -70,6 +75,12 @@ class PortInUse(SafelightError):
     """Another process listens on the address."""
 
     code, title = "port_in_use", "Port in use"
+
+
+class StoreError(SafelightError):
+    """The data directory is used by another server, from a newer version, or damaged; the message says what to do."""
+
+    code, title = "store_error", "Data directory cannot be used"
 
 
 class ProtocolError(SafelightError):
@@ -156,10 +167,23 @@ class UnsupportedMediaType(SafelightError):
     code, status, error_type, title = "unsupported_media_type", 415, "invalid_request_error", "Unsupported media type"
 
 
+class IdempotencyMismatch(SafelightError):
+    """The ``Idempotency-Key`` belongs to an earlier request with another body."""
+
+    code, status, error_type = "idempotency_key_reused", 422, "invalid_request_error"
+    title = "Idempotency key reused"
+
+
 class QueueFull(SafelightError):
     """The queue is at its limit; try again later."""
 
     code, status, error_type, title = "queue_full", 429, "rate_limit_error", "Queue full"
+
+
+class StorageFull(SafelightError):
+    """No space is left; accepted jobs are kept and go on once there is."""
+
+    code, status, title = "storage_full", 507, "Storage full"
 
 
 class Unavailable(SafelightError):
@@ -172,6 +196,12 @@ class ShuttingDown(Unavailable):
     """The server drains."""
 
     code, title = "shutting_down", "Shutting down"
+
+
+class StorageUnavailable(Unavailable):
+    """The job database or the result files cannot be written or read now; accepted jobs are kept."""
+
+    code, title = "storage_unavailable", "Storage unavailable"
 
 
 class LoadError(Unavailable):
@@ -228,10 +258,16 @@ class OutOfMemory(GenerationError):
     code, title, should_retry = "out_of_memory", "Out of memory", False
 
 
-class NonFiniteOutput(GenerationError):
-    """The model produced NaN or infinity: never passed on as a picture."""
+class DeviceFault(GenerationError):
+    """The device's context is broken; every later call in that process would fail or lie."""
 
-    code, title = "non_finite_output", "Output is not a picture"
+    code, title = "device_fault", "Device fault"
+
+
+class BadOutput(GenerationError):
+    """The model produced NaN, infinity or one flat colour: never passed on as a picture."""
+
+    code, title = "bad_output", "Output is not a picture"
 
 
 class InternalError(GenerationError):

@@ -1,12 +1,15 @@
-"""A job and the moves that its status may make; no clock, no I/O."""
+"""A job, what was asked and what came of it, and the moves that its status may make; no clock, no I/O."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from safelight.errors import InvalidTransition
-from safelight.params import GenerationParams
+import msgspec
+
+from safelight.errors import InvalidTransition, SafelightError, error_from_code
+from safelight.params import GenerationParams, ImageFormat
 
 
 class JobStatus(StrEnum):
@@ -25,20 +28,96 @@ class JobStatus(StrEnum):
 
 _NEXT: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
 }
 
 
-@dataclass(slots=True)
-class Job:
-    """The queued unit: ``params`` to be turned into images once. ``step`` counts finished denoising steps."""
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was accepted; it never changes. ``owner`` is whose share of the queue it uses and who may see it.
 
-    id: str
+    ``input`` is what the caller wrote, for APIs that repeat it, ``client_id`` the name that the caller gave the job.
+    Jobs of higher ``priority`` go first among those of one owner.
+    """
+
     params: GenerationParams
     request_id: str = ""
+    owner: str = ""
+    api: str = "images"
+    priority: int = 0
+    input: dict[str, Any] = {}
+    client_id: str = ""
+
+
+class ResultImage(msgspec.Struct, frozen=True):
+    """One finished picture: a file of ``size_bytes`` in the result folder."""
+
+    file: str
+    format: ImageFormat
+    seed: int
+    width: int
+    height: int
+    size_bytes: int
+
+
+class JobResult(msgspec.Struct, frozen=True):
+    """Pictures in the order of their seeds; ``warnings`` are for the user, ``seconds`` maps stages to their time."""
+
+    images: list[ResultImage]
+    warnings: list[str]
+    text_tokens: int
+    seconds: dict[str, float]
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed or was cancelled."""
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, error: SafelightError) -> JobError:
+        return cls(error.code, error.message)
+
+    def as_exception(self) -> SafelightError:
+        return error_from_code(self.code, self.message)
+
+
+JobOutcome = JobResult | JobError
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The queued unit. Times are Unix times in seconds.
+
+    ``attempt`` counts how often it was handed to a worker and fences late results; ``crashes`` counts the workers
+    that died with it. ``step`` counts finished denoising steps of this attempt.
+    """
+
+    id: str
+    request: JobRequest
+    created_s: float = 0.0
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
+    crashes: int = 0
+    started_s: float | None = None
+    finished_s: float | None = None
+    outcome: JobOutcome | None = None
     step: int = 0
+    is_cancel_requested: bool = False
+    followers: int = 0
+
+    @property
+    def params(self) -> GenerationParams:
+        return self.request.params
+
+    @property
+    def result(self) -> JobResult:
+        """The pictures of a job that succeeded. Raises what it ended with otherwise."""
+        if isinstance(self.outcome, JobResult):
+            return self.outcome
+        if isinstance(self.outcome, JobError):
+            raise self.outcome.as_exception()
+        raise InvalidTransition(f"{self.id} is {self.status}: it has no result")
 
     def move_to(self, status: JobStatus) -> None:
         """Raises ``InvalidTransition`` for a move that is not in the table."""

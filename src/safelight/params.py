@@ -74,6 +74,16 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         """Denoising steps of the whole job."""
         return self.num_inference_steps * self.num_images
 
+    @property
+    def megapixels(self) -> float:
+        """Size of one image."""
+        return self.width * self.height / 1e6
+
+    @property
+    def work(self) -> float:
+        """What the job costs, in megapixels x transformer calls."""
+        return self.megapixels * self.total_steps * (2 if self.true_cfg_scale > 1 else 1)
+
 
 def check_size(width: int, height: int) -> None:
     """Raises ``InvalidSize`` for sides that no FLUX model can draw."""

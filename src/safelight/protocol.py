@@ -120,6 +120,15 @@ class Failed(Message, frozen=True):
     message: str
 
 
+class Unfit(Message, frozen=True):
+    """The worker can no longer be trusted and exits; the job has no outcome yet and may run elsewhere."""
+
+    job_id: str
+    attempt: int
+    code: str
+    message: str
+
+
 class Cancelled(Message, frozen=True):
     """The job was stopped by ``Cancel``."""
 
@@ -128,8 +137,8 @@ class Cancelled(Message, frozen=True):
 
 
 FrontMessage = Load | Generate | Cancel | Shutdown
-JobOutcome = Succeeded | Failed | Cancelled
-WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Succeeded | Failed | Cancelled
+JobOutcome = Succeeded | Failed | Cancelled | Unfit
+WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Succeeded | Failed | Cancelled | Unfit
 
 Received = TypeVar("Received")
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.unit.fake_checkpoint import write_checkpoint
+from tests.unit.running_front import open_stores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _close_stores() -> Iterator[None]:
+    yield
+    for store in open_stores:
+        store.close()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from safelight.protocol import (
     Shutdown,
     StepDone,
     Succeeded,
+    Unfit,
 )
 
 PHASE_SECONDS = {"import": 0.1, "weights": 0.2, "to_device": 0.3, "warmup": 0.4}
@@ -253,6 +254,26 @@ class NeverFinishesAStep(Behaviour):
     async def generate(self, generate: Generate) -> None:
         await self.one_step(generate)
         await self.stay()
+
+
+class IsUnfitOnce(Behaviour):
+    """As the engine does with a broken device: says so and exits."""
+
+    async def generate(self, generate: Generate) -> None:
+        if self.is_first():
+            await self.one_step(generate)
+            self.channel.send(Unfit(generate.job_id, generate.attempt, "device_fault", "illegal memory access"))
+            await self.channel.flush()
+            os._exit(70)
+        await super().generate(generate)
+
+
+class HangsOnce(Behaviour):
+    async def generate(self, generate: Generate) -> None:
+        if self.is_first():
+            await self.one_step(generate)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await super().generate(generate)
 
 
 class IgnoresShutdown(Behaviour):

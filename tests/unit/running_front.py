@@ -12,12 +12,13 @@ import httpx2 as httpx
 import uvicorn
 
 from safelight.config import Config
-from safelight.jobs import Job
+from safelight.jobs import Job, JobRequest
 from safelight.params import GenerationParams
 from safelight.server.app import create_app
 from safelight.server.changes import Changes
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
+from safelight.server.store import JobStore
 from tests.unit.fake_checkpoint import write_checkpoint
 from tests.unit.fake_worker import worker_command
 
@@ -37,17 +38,41 @@ def params(**members: Any) -> GenerationParams:
     return GenerationParams(**defaults | members)
 
 
+def asked(owner: str = "", priority: int = 0, **members: Any) -> JobRequest:
+    """What a route would hand to the dispatcher."""
+    return JobRequest(params=params(**members), request_id="req_1", owner=owner, priority=priority)
+
+
 def job(name: str = "job_1", **members: Any) -> Job:
-    return Job(name, params(**members))
+    return Job(name, asked(**members))
+
+
+async def submit(front: Front, **members: Any) -> Job:
+    return await front.dispatcher.submit(asked(**members))
+
+
+async def ended(front: Front, waited: Job) -> Job:
+    """The job once it has ended, well or not."""
+    return await asyncio.wait_for(asyncio.shield(front.dispatcher.end(waited)), TIMEOUT_S)
+
+
+def pictures(front: Front, done: Job) -> list[bytes]:
+    """What the files of a job hold; raises what it failed with."""
+    return [front.store.results.path(image.file).read_bytes() for image in done.result.images]
+
+
+open_stores: list[JobStore] = []
+"""Of fronts that tests make without running them; closed at the end of all tests."""
 
 
 def make_front(folder: Path, behaviour: str = "is_ready", **settings: Any) -> Front:
     """Not started. ``folder`` gets the checkpoint, unless ``model`` names one, and the data directory."""
     model = settings.pop("model", None) or str(write_checkpoint(folder / "checkpoint"))
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(exist_ok=True)
     defaults: dict[str, Any] = {"model": model, "data_dir": folder / "data", "device": "cpu", "grace_period_s": 5.0}
     config = Config(**defaults | settings)
-    return Front(config, worker_command(behaviour, folder / "marker"))
+    open_stores.append(JobStore.open(config.data_dir))
+    return Front(config, open_stores[-1], worker_command(behaviour, folder / "marker"))
 
 
 @contextlib.asynccontextmanager
@@ -59,6 +84,8 @@ async def running_front(folder: Path, behaviour: str = "is_ready", **settings: A
         yield front
     finally:
         await asyncio.wait_for(front.stop(), TIMEOUT_S)
+        open_stores.remove(front.store)
+        front.store.close()
 
 
 async def until(changes: Changes, condition: Callable[[], object]) -> None:

@@ -11,11 +11,12 @@ import psutil
 import pytest
 
 from safelight import __version__
-from safelight.errors import ModelNotFound
+from safelight.errors import ModelNotFound, ShuttingDown
+from safelight.jobs import JobStatus
 from safelight.server import front as front_module
 from safelight.server import worker as worker_module
 from tests.unit.fake_checkpoint import write_checkpoint
-from tests.unit.running_front import TIMEOUT_S, make_front, params, running_front, until, until_ready
+from tests.unit.running_front import TIMEOUT_S, make_front, running_front, submit, until, until_ready
 
 pytestmark = pytest.mark.anyio
 
@@ -46,11 +47,8 @@ async def test_started_is_remembered_even_if_nobody_asked_before_the_worker_died
     tmp_path: Path, checkpoint_dir: Path
 ) -> None:
     async with running_front(tmp_path, "dies_in_the_first_job", model=str(checkpoint_dir)) as front:
-        result = front.dispatcher.result(front.dispatcher.submit(params()))
-        await asyncio.wait({result}, timeout=TIMEOUT_S)
-        assert result.exception() is not None
-        await until(front.changes, lambda: not front.workers[0].load.is_finished)
-        assert not front.is_ready
+        await submit(front)
+        await until(front.changes, lambda: front.workers[0].restarts == 1 and not front.is_ready)
         assert front.has_started
 
 
@@ -91,6 +89,7 @@ async def test_the_status_is_json_with_the_members_of_the_contract(tmp_path: Pat
             "version": __version__,
             "model": str(checkpoint_dir),
             "queue": {"waiting": 0, "running": 0, "limit": 5},
+            "storage": {"error": None},
         }
         assert set(worker) >= {
             *("id", "device", "state", "phase", "component", "components_done", "components_total"),
@@ -137,10 +136,10 @@ async def test_stop_right_after_start_leaves_no_process(tmp_path: Path, checkpoi
 
 async def test_stop_answers_a_client_whose_job_runs(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with running_front(tmp_path, "never_finishes_a_step", model=str(checkpoint_dir)) as front:
-        result = front.dispatcher.result(front.dispatcher.submit(params()))
-        await until(front.changes, lambda: front.dispatcher.running_count == 1)
+        end = front.dispatcher.end(await submit(front))
+        await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
         await asyncio.wait_for(front.stop(), TIMEOUT_S)
-        assert result.exception() is not None
+        assert isinstance(end.exception(), ShuttingDown)
 
 
 async def test_a_defect_in_a_task_is_logged_and_the_task_starts_again(

@@ -13,7 +13,7 @@ import pytest
 
 from safelight.server import health
 from safelight.server.front import Front
-from tests.unit.running_front import TIMEOUT_S, make_front, params, running_front, serving, until, until_ready
+from tests.unit.running_front import TIMEOUT_S, make_front, running_front, serving, submit, until, until_ready
 
 pytestmark = pytest.mark.anyio
 
@@ -84,8 +84,8 @@ async def test_a_busy_worker_is_ready_and_shows_its_job(tmp_path: Path, checkpoi
         running_front(tmp_path, "never_finishes_a_step", model=str(checkpoint_dir)) as front,
         serving(front) as client,
     ):
-        running = front.dispatcher.submit(params(), "req_mine")
-        front.dispatcher.submit(params())
+        running = await submit(front)
+        await submit(front)
         await until(front.changes, lambda: running.step == 1)
         assert (await client.get("/readyz")).status_code == 200
         status = (await client.get("/v1/status")).json()
@@ -93,7 +93,7 @@ async def test_a_busy_worker_is_ready_and_shows_its_job(tmp_path: Path, checkpoi
         assert status["workers"][0]["state"] == "busy"
         assert status["workers"][0]["job"] == {
             "id": running.id,
-            "request_id": "req_mine",
+            "request_id": "req_1",
             "step": 1,
             "total_steps": 4,
         }

@@ -13,9 +13,10 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from safelight.jobs import Job
+from safelight.jobs import Job, JobRequest
 from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams
 from safelight.server.app import create_app
+from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
 from safelight.server.images import ImagesRequest
 from tests.unit.running_front import make_front, running_front, serving
@@ -34,8 +35,8 @@ class Refusals:
         self._app = create_app(front)
         front.dispatcher.submit = self._submit  # type: ignore[method-assign]
 
-    def _submit(self, params: GenerationParams, request_id: str = "") -> Job:
-        self.submitted.append(params)
+    async def _submit(self, request: JobRequest, idempotency: IdempotencyKey | None = None) -> Job:
+        self.submitted.append(request.params)
         raise AssertionError("a job was submitted")
 
     async def post(

@@ -20,8 +20,9 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base
 ALLOWED = {
     "errors": set(),
     "params": {"errors"},
-    "config": {"errors", "params"},
-    "jobs": {"errors", "params"},
+    "config": {"errors", "faults", "params"},
+    "faults": set(),
+    "jobs": {"errors", "params", "protocol"},
     "protocol": {"errors", "params"},
     "safetensors_header": {"errors"},
     "model_card": {"errors", "params"},

@@ -23,9 +23,10 @@ from safelight.errors import (
     WorkerCrashed,
 )
 from safelight.server import problems
+from safelight.server import worker as worker_module
 from safelight.server.app import create_app
 from safelight.server.request_id import RequestId
-from tests.unit.running_front import make_front, params, running_front, serving, until
+from tests.unit.running_front import make_front, running_front, serving, submit, until
 
 pytestmark = pytest.mark.anyio
 
@@ -171,7 +172,7 @@ async def test_a_full_queue_refuses_with_429_and_a_retry_after(tmp_path: Path, c
         running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir), queue_limit=1) as front,
         serving(front) as client,
     ):
-        front.dispatcher.submit(params())
+        await submit(front)
         answer = await client.post(URL, json={"prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
         assert answer.json()["error"]["type"] == "rate_limit_error"
@@ -209,17 +210,43 @@ async def test_what_the_engine_will_fail_again_says_so_to_the_client(tmp_path: P
         assert answer.headers["x-should-retry"] == "false"
 
 
-async def test_a_worker_that_dies_with_the_job_is_a_500_that_may_be_retried(
+async def test_a_job_that_kills_every_worker_is_a_500(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    async with running_front(tmp_path, "dies_in_a_job", model=str(checkpoint_dir)) as front, serving(front) as client:
+        answer = await client.post(URL, json={"prompt": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "worker_crashed")
+        assert answer.headers.get("x-should-retry") != "false"
+
+
+async def test_a_worker_that_dies_with_the_job_costs_the_client_nothing_but_time(
     tmp_path: Path, checkpoint_dir: Path
 ) -> None:
     async with (
         running_front(tmp_path, "dies_in_the_first_job", model=str(checkpoint_dir)) as front,
         serving(front) as client,
     ):
-        answer = await client.post(URL, json={"prompt": "a"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "worker_crashed")
-        assert answer.headers.get("x-should-retry") != "false"
         assert (await client.post(URL, json={"prompt": "a"})).status_code == 200
+
+
+async def test_a_full_disk_is_a_507_that_says_when_to_ask_again(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front, serving(front) as client:
+        await until(front.changes, lambda: front.is_ready)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(front.store, "_add", full)
+        monkeypatch.setattr(front.store, "_probe", full)
+        answer = await client.post(URL, json={"prompt": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
+        assert int(answer.headers["retry-after"]) > 0
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "degraded")
+        assert "no space" in ready.json()["storage"]["error"]
 
 
 async def test_a_2_mb_body_is_a_413_in_our_form_over_the_wire(tmp_path: Path, checkpoint_dir: Path) -> None:

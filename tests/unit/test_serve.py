@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,10 +17,12 @@ import pytest
 
 from safelight.config import Config
 from safelight.errors import ConfigError, PortInUse
+from safelight.jobs import JobStatus
 from safelight.server import serve as serve_module
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
 from safelight.server.serve import serve
+from safelight.server.store import JobStore
 from tests.unit.fake_worker import worker_command
 from tests.unit.running_front import TIMEOUT_S, until
 
@@ -36,13 +39,17 @@ class Served:
         self.sock = bind("127.0.0.1", 0)
         self.url = url_of(self.sock)
 
-        def make(config: Config) -> Front:
-            self.front = Front(config, worker_command(behaviour, folder / "marker"))
+        def make(config: Config, store: JobStore) -> Front:
+            self.front = Front(config, store, worker_command(behaviour, folder / "marker"))
             self.made.set()
             return self.front
 
         monkeypatch.setattr(serve_module, "Front", make)
-        self.task = asyncio.create_task(serve_module._serve(self.config, self.sock))
+        self.task = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> int:
+        with contextlib.closing(JobStore.open(self.config.data_dir)) as store:
+            return await serve_module._serve(self.config, self.sock, store)
 
     async def until(self, state: str) -> Front:
         await asyncio.wait_for(self.made.wait(), TIMEOUT_S)
@@ -91,7 +98,7 @@ async def test_after_the_signal_probes_are_answered_and_the_running_image_is_fin
     front = await served.until("ready")
     async with httpx.AsyncClient(base_url=served.url, timeout=TIMEOUT_S, trust_env=False) as client:
         image = asyncio.create_task(client.post("/v1/images/generations", json={"prompt": "a", "steps": 10}))
-        await until(front.changes, lambda: front.dispatcher.running_count == 1)
+        await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
         ending = asyncio.create_task(served.end(signal.SIGTERM))
         await until(front.changes, lambda: front.is_draining)
         assert (await client.get("/livez")).status_code == 200
@@ -109,7 +116,7 @@ async def test_a_second_signal_does_not_wait_for_the_grace_period(
     front = await served.until("ready")
     async with httpx.AsyncClient(base_url=served.url, timeout=TIMEOUT_S, trust_env=False) as client:
         image = asyncio.create_task(client.post("/v1/images/generations", json={"prompt": "a"}))
-        await until(front.changes, lambda: front.dispatcher.running_count == 1)
+        await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
         ending = asyncio.create_task(served.end(signal.SIGTERM))
         await until(front.changes, lambda: front.is_draining)
         os.kill(os.getpid(), signal.SIGINT)

@@ -12,6 +12,7 @@ from safelight.errors import LoadError
 from safelight.protocol import LoadProgress
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
+from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.status import overall_status, worker_status
 from safelight.server.worker import Worker, WorkerState
@@ -20,7 +21,7 @@ from tests.unit.running_front import job
 
 def _worker(state: WorkerState = WorkerState.STARTING, worker_id: int = 0) -> Worker:
     device = Device("cuda:1", "cuda:0", {})
-    worker = Worker(worker_id, device, Config(data_dir=Path("nowhere")), ServedModel("m"), Changes())
+    worker = Worker(worker_id, device, Config(data_dir=Path("nowhere")), ServedModel("m"), Changes(), Metrics(dict))
     worker.state = state
     return worker
 
@@ -96,7 +97,6 @@ def test_a_busy_worker_names_its_job_and_step() -> None:
     worker = _worker(WorkerState.BUSY)
     worker.running = job(num_images=2)
     worker.running.step = 3
-    worker.running.request_id = "req_1"
     assert worker_status(worker)["job"] == {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}
 
 

@@ -20,6 +20,7 @@ from safelight.server import worker as worker_module
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
+from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.status import worker_status
 from safelight.server.worker import Worker, WorkerState, load_failure
@@ -46,7 +47,7 @@ async def kept_worker(
     config = Config(**defaults | settings)
     changes = Changes()
     command = worker_command(behaviour, folder / "marker")
-    worker = Worker(0, CPU, config, ServedModel(config.model), changes, command)
+    worker = Worker(0, CPU, config, ServedModel(config.model), changes, Metrics(dict), command)
     keeping = asyncio.create_task(worker.keep())
     try:
         yield worker, changes
@@ -351,7 +352,9 @@ async def test_a_loaded_worker_ends_politely(tmp_path: Path, checkpoint_dir: Pat
 
 
 async def test_only_when_every_worker_failed_will_none_be_ready(tmp_path: Path, checkpoint_dir: Path) -> None:
-    workers = [Worker(index, CPU, Config(data_dir=tmp_path), ServedModel("m"), Changes()) for index in range(2)]
+    workers = [
+        Worker(index, CPU, Config(data_dir=tmp_path), ServedModel("m"), Changes(), Metrics(dict)) for index in range(2)
+    ]
     workers[0].state, workers[0].error = WorkerState.FAILED, LoadError("the first sentence")
     assert load_failure(workers) is None
     workers[1].state, workers[1].error = WorkerState.FAILED, LoadError("the second sentence")

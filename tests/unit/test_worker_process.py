@@ -25,7 +25,7 @@ LOAD = Load("a/model", "cpu", "auto", [])
 
 
 async def _spawn(folder: Path, behaviour: str) -> WorkerProcess:
-    return await WorkerProcess.spawn({"CUDA_VISIBLE_DEVICES": ""}, "info", worker_command(behaviour, folder / "marker"))
+    return await WorkerProcess.spawn({"CUDA_VISIBLE_DEVICES": ""}, (), worker_command(behaviour, folder / "marker"))
 
 
 async def _receive_until(process: WorkerProcess, kind: type[WorkerMessage]) -> WorkerMessage:
@@ -83,7 +83,7 @@ async def test_a_child_gets_its_device_its_environment_and_a_process_group(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     command = worker_command("repeats_its_orders", tmp_path / "marker")
-    process = await WorkerProcess.spawn({"CUDA_VISIBLE_DEVICES": "7"}, "info", command)
+    process = await WorkerProcess.spawn({"CUDA_VISIBLE_DEVICES": "7"}, (), command)
     process.send(Load("a/model", "cuda:0", "bfloat16", [(64, 32), (16, 16)]))
     failed = await _receive_until(process, LoadFailed)
     assert isinstance(failed, LoadFailed)
@@ -116,7 +116,7 @@ async def test_a_child_ends_when_the_front_is_killed(tmp_path: Path) -> None:
 import asyncio, os
 from safelight.server.worker_process import WorkerProcess
 async def main():
-    process = await WorkerProcess.spawn({{}}, "info", {worker_command("is_ready", tmp_path / "marker")!r})
+    process = await WorkerProcess.spawn({{}}, (), {worker_command("is_ready", tmp_path / "marker")!r})
     print(process.pid, flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from safelight import __version__
-from safelight.server import health, images, models, problems
+from safelight.server import health, images, models, predictions, problems
 from safelight.server.body_limit import BodyLimit
 from safelight.server.front import Front
 from safelight.server.request_id import RequestId
@@ -17,7 +17,7 @@ MAX_JSON_BYTES = 1024 * 1024
 def create_app(front: Front) -> ASGIApp:
     """The ASGI application. The front is started and stopped by whoever made it."""
     app = FastAPI(title="Safelight", version=__version__, docs_url=None, redoc_url=None)
-    for api in (health, models, images):
+    for api in (health, predictions, models, images):
         app.include_router(api.routes(front))
     problems.install(app)
     return RequestId(BodyLimit(app, MAX_JSON_BYTES))

@@ -1,4 +1,4 @@
-"""Takes jobs off the queue, hands them to idle workers, follows them to a terminal status, drains."""
+"""Admits jobs, hands them to idle workers, sees them through whoever dies on the way, and drains."""
 
 from __future__ import annotations
 
@@ -7,153 +7,252 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
-from safelight.errors import InternalError, JobCancelled, SafelightError, ShuttingDown, error_from_code
-from safelight.jobs import Job, JobStatus
-from safelight.params import GenerationParams
-from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded
+from safelight.errors import InternalError, JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
+from safelight.jobs import Job, JobError, JobRequest, JobStatus
+from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.changes import Changes
-from safelight.server.queue import JobQueue
+from safelight.server.database import IdempotencyKey
+from safelight.server.ledger import JobLedger
+from safelight.server.metrics import Metrics
+from safelight.server.pace import Pace
 from safelight.server.worker import Worker, load_failure
 
 log = logging.getLogger(__name__)
 
-_FIRST_GUESS_S = 2.0
-_CANCEL_GRACE_S = 5.0
+T = TypeVar("T")
+
+MAX_CRASHES = 3
+
+_HAND_BACK_S = 0.5
 
 
 class Dispatcher:
-    """Owns every job from ``submit`` to its end. One ``serve`` task per worker, one ``watch`` task in all."""
+    """Between the routes and the workers. One ``serve`` task per worker, one ``watch`` task in all."""
 
-    def __init__(self, queue: JobQueue, workers: Sequence[Worker], changes: Changes) -> None:
-        self._queue = queue
+    def __init__(self, ledger: JobLedger, workers: Sequence[Worker], changes: Changes, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._queue = ledger.queue
         self._workers = workers
         self._changes = changes
-        self._results: dict[str, asyncio.Future[Succeeded]] = {}
-        self._job_seconds = _FIRST_GUESS_S
+        self._metrics = metrics
+        self._pace = Pace()
+        self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    @property
-    def running_count(self) -> int:
-        return sum(worker.running is not None for worker in self._workers)
+    # --- for the routes ---------------------------------------------------------------------------------------------
 
-    def submit(self, params: GenerationParams, request_id: str = "") -> Job:
-        """Accepts a job, or raises ``QueueFull``, ``ShuttingDown`` or, if no worker can ever take it, ``LoadError``."""
+    async def submit(self, request: JobRequest, idempotency: IdempotencyKey | None = None) -> Job:
+        """Accepts a job: it is on disk when this returns. With a key that is known, returns that key's job.
+
+        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no worker can ever take it, ``LoadError``.
+        """
+        job = Job(f"job_{uuid.uuid4().hex}", request, created_s=time.time())
+        try:
+            self._refuse_if_closed()
+            self._queue.reserve(job, self._retry_after_s())
+            return await self._keep(self._ledger.accept(job, idempotency))
+        except SafelightError as error:
+            self._metrics.refused.labels(error.code).inc()
+            raise
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
         if failure := load_failure(self._workers):
             raise failure
-        job = Job(f"job_{uuid.uuid4().hex}", params, request_id)
-        self._queue.put(job, self._retry_after_s())
-        self._results[job.id] = asyncio.get_running_loop().create_future()
-        self._changes.announce()
-        return job
 
-    def result(self, job: Job) -> asyncio.Future[Succeeded]:
-        """The job's images to come, or the error it ends with. To be asked for before the loop turns again."""
-        return self._results[job.id]
+    def end(self, job: Job) -> asyncio.Future[Job]:
+        """The job once it has ended. Raises ``ShuttingDown`` or ``LoadError`` if it is kept, but nobody works on it."""
+        end = self._ledger.end_of(job)
+        if job.status is JobStatus.QUEUED and (reason := self._why_it_waits(job)):
+            self._ledger.interrupt(job, reason)
+        return end
 
-    def cancel(self, job: Job) -> None:
+    def _why_it_waits(self, job: Job) -> SafelightError | None:
+        """What keeps a waiting job from being done before someone does something about it."""
+        return _kept(job) if self._closed else load_failure(self._workers)
+
+    async def cancel(self, job: Job, reason: str = "api") -> None:
         """A waiting job ends at once, a running one at its next denoising step, a finished one not at all."""
         if self._queue.remove(job):
-            self._end(job, JobStatus.CANCELLED, JobCancelled("the job was cancelled while it waited"))
-        for worker in self._workers:
-            worker.cancel(job)
+            self._metrics.cancelled.labels(reason).inc()
+            error = JobCancelled("the job was cancelled while it waited")
+            await self._keep(self._ledger.end(job, JobStatus.CANCELLED, JobError.of(error)))
+        elif job in self._ledger and not job.is_cancel_requested:
+            job.is_cancel_requested = True
+            self._metrics.cancelled.labels(reason).inc()
+            for worker in self._workers:
+                worker.cancel(job)
+
+    def abandon(self, job: Job) -> None:
+        """As ``cancel``, for a client that does not wait for it."""
+        if not self._closed:
+            self._start(self.cancel(job, "disconnect"))
+
+    def position(self, job: Job) -> int | None:
+        """How many jobs will be taken before it; ``None`` if it does not wait."""
+        return self._queue.position(job)
+
+    def eta_s(self, job: Job) -> float | None:
+        """Seconds until the job will have ended, if it can be told; ``None`` before anything was measured."""
+        if job.status is JobStatus.RUNNING:
+            return self._pace.seconds(_work_left(job))
+        place = self._queue.position(job) or 0
+        before = sum(waiting.params.work for waiting, _ in zip(self._queue, range(place), strict=False))
+        running = sum(_work_left(other) for other in self._ledger if other.status is JobStatus.RUNNING)
+        return self._pace.seconds((before + running) / self._serving_count + job.params.work)
+
+    def _retry_after_s(self) -> int:
+        return min(max(math.ceil(self._pace.job_seconds / self._serving_count), 1), 60)
+
+    @property
+    def _serving_count(self) -> int:
+        return max(sum(worker.is_serving for worker in self._workers), 1)
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     async def serve(self, worker: Worker) -> None:
         """Gives this worker one job after the other, for ever."""
         while True:
-            while not worker.is_idle:
+            while not worker.is_idle or self._closed:
                 await self._changes.wait()
             job = await self._queue.take()
-            if worker.is_idle:
+            if worker.is_idle and not self._closed:
                 await self._run(worker, job)
             else:
                 self._queue.put_back(job)
 
     async def watch(self) -> None:
-        """Fails what waits once no worker will ever be ready by itself: nobody should wait for nothing."""
+        """Tells those who wait once no worker will ever be ready by itself. Their jobs are kept."""
         while True:
             await self._changes.wait()
             if failure := load_failure(self._workers):
-                self._fail_waiting(failure)
+                self._interrupt_waiting(failure)
+
+    def _interrupt_waiting(self, error: SafelightError | None = None) -> None:
+        for job in self._ledger:
+            if job.status is JobStatus.QUEUED:
+                self._ledger.interrupt(job, error or _kept(job))
 
     async def _run(self, worker: Worker, job: Job) -> None:
-        job.move_to(JobStatus.RUNNING)
-        job.attempt += 1
+        if not await self._ledger.claim(job):
+            return
+        if job.is_cancel_requested:  # between the queue and the worker
+            return await self._keep(self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job)))
         start_s = time.monotonic()
+        outcome = await self._attempt(worker, job)
+        if isinstance(outcome, Succeeded):
+            self._pace.measured(job.params.work, time.monotonic() - start_s)
+        await self._keep(self._settle(job, outcome))
+
+    async def _attempt(self, worker: Worker, job: Job) -> JobOutcome | WorkerCrashed:
+        last_step_s = time.monotonic()
 
         def on_step(step: int) -> None:
-            job.step = step
+            nonlocal last_step_s
+            now_s = time.monotonic()
+            self._metrics.step.observe(now_s - last_step_s)
+            job.step, last_step_s = step, now_s
             self._changes.announce()
 
         try:
-            outcome = await worker.run(job, on_step)
-        except SafelightError as error:
-            return self._end(job, JobStatus.FAILED, error)
+            if not worker.is_idle:
+                return WorkerCrashed("the worker died before the job began")
+            return await worker.run(job, on_step)
+        except WorkerCrashed as error:
+            return error
         except Exception:
             log.exception("%s failed through a defect", job.id)
-            return self._end(job, JobStatus.FAILED, InternalError("the image could not be made; the log says why"))
-        self._finish(job, outcome)
-        self._job_seconds += 0.2 * (time.monotonic() - start_s - self._job_seconds)
+            return Failed(job.id, job.attempt, InternalError.code, "the image could not be made; the log says why")
 
-    def _finish(self, job: Job, outcome: JobOutcome) -> None:
+    async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
+        """What one attempt came to."""
         match outcome:
             case Succeeded():
-                self._end(job, JobStatus.SUCCEEDED, outcome)
+                await self._ledger.end(job, JobStatus.SUCCEEDED, outcome)
             case Failed(code=code, message=message):
-                self._end(job, JobStatus.FAILED, error_from_code(code, message))
-            case Cancelled() if self._closed:
-                self._end(job, JobStatus.CANCELLED, _shut_down("finished"))
+                await self._ledger.end(job, JobStatus.FAILED, JobError(code, message))
+            case Cancelled() if job.is_cancel_requested:
+                await self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job))
             case Cancelled():
-                self._end(job, JobStatus.CANCELLED, JobCancelled(f"the job was cancelled after step {job.step}"))
+                await self._requeue(job, job.crashes)  # the drain asked for it
+            case Unfit(code=code, message=message):
+                await self._lost(job, JobError(code, message))
+            case WorkerCrashed():
+                await self._lost(job, JobError.of(outcome))
 
-    def _end(self, job: Job, status: JobStatus, result: Succeeded | SafelightError) -> None:
-        job.move_to(status)
-        log.info("%s of %s %s after %d steps", job.id, job.request_id, status, job.step)
-        future = self._results.pop(job.id)
-        if isinstance(result, Succeeded):
-            future.set_result(result)
+    async def _lost(self, job: Job, error: JobError) -> None:
+        """The worker is gone and left no outcome: once more, unless it was cancelled or kills every worker."""
+        if job.is_cancel_requested:
+            await self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job))
+        elif self._closed:
+            await self._requeue(job, job.crashes)
+        elif job.crashes + 1 >= MAX_CRASHES:
+            await self._ledger.end(job, JobStatus.FAILED, error)
         else:
-            future.set_exception(result)
-            future.exception()  # seen: a client that went away does not ask for it
-        self._changes.announce()
+            log.warning("%s lost its worker in attempt %d (%s); it runs again", job.id, job.attempt, error.code)
+            self._metrics.retried.inc()
+            await self._requeue(job, job.crashes + 1)
 
-    def _fail_waiting(self, error: SafelightError) -> None:
-        for job in self._queue.clear():
-            self._end(job, JobStatus.FAILED, error)
+    async def _requeue(self, job: Job, crashes: int) -> None:
+        await self._ledger.requeue(job, crashes)
+        if self._closed:
+            self._ledger.interrupt(job, _kept(job))
 
-    def _retry_after_s(self) -> int:
-        ready = max(sum(worker.is_idle or worker.running is not None for worker in self._workers), 1)
-        return min(max(math.ceil(self._job_seconds / ready), 1), 60)
+    async def _keep(self, work: Coroutine[Any, Any, T]) -> T:
+        """Sees ``work`` through even if the caller is cancelled meanwhile."""
+        return await asyncio.shield(self._start(work))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     # --- drain ------------------------------------------------------------------------------------------------------
 
-    async def drain(self, grace_period_s: float) -> None:
-        """Admits nothing, answers what waits, lets running jobs finish in time and cancels the rest."""
+    def close(self) -> None:
+        """Admits and begins nothing from now on; a job whose worker is ended will wait again."""
         self._closed = True
-        self._fail_waiting(_shut_down("began"))
+
+    async def drain(self, grace_period_s: float) -> None:
+        """Closes; running jobs finish in time, or stop at their next step and wait again."""
+        self.close()
+        self._interrupt_waiting()
         await self._wait_until_nothing_runs(grace_period_s)
         for worker in self._workers:
             if worker.running is not None:
                 worker.cancel(worker.running)
-        await self._wait_until_nothing_runs(_CANCEL_GRACE_S)
+        await self._wait_until_nothing_runs(_HAND_BACK_S)
 
-    def abandon(self) -> None:
-        """Answers whoever still waits: the workers are gone."""
-        for future in self._results.values():
-            future.set_exception(_shut_down("finished"))
-            future.exception()
-        self._results.clear()
+    async def settle(self) -> None:
+        """The workers are gone: lets the last changes reach the disk, and answers whoever still waits."""
+        await self._wait_until_nothing_runs(_HAND_BACK_S)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_HAND_BACK_S)
+        for task in list(self._background):
+            task.cancel()
+        for job in self._ledger:
+            self._ledger.interrupt(job, _kept(job))
 
     async def _wait_until_nothing_runs(self, timeout_s: float) -> None:
         end_s = time.monotonic() + timeout_s
-        while self.running_count and (left_s := end_s - time.monotonic()) > 0:
+        while self._ledger.count(JobStatus.RUNNING) and (left_s := end_s - time.monotonic()) > 0:
             await self._changes.wait(left_s)
 
 
-def _shut_down(before: str) -> ShuttingDown:
-    return ShuttingDown(f"the server shut down before the job {before}", retry_after_s=5)
+def _work_left(job: Job) -> float:
+    return job.params.work * (1 - job.step / job.params.total_steps)
+
+
+def _cancelled(job: Job) -> JobError:
+    return JobError.of(JobCancelled(f"the job was cancelled after step {job.step}"))
+
+
+def _kept(job: Job) -> ShuttingDown:
+    return ShuttingDown(
+        f"the server shuts down; the job {job.id} is kept and goes on when the server is started again", retry_after_s=5
+    )

@@ -13,13 +13,18 @@ from typing import Any
 from safelight import __version__
 from safelight.config import Config
 from safelight.errors import LoadError, ModelNotFound, Unavailable
+from safelight.jobs import JobStatus
 from safelight.model_card import ModelCard
 from safelight.server.changes import Changes
 from safelight.server.devices import resolve_devices
 from safelight.server.dispatcher import Dispatcher
+from safelight.server.janitor import tend
+from safelight.server.ledger import JobLedger
+from safelight.server.metrics import Metrics
 from safelight.server.queue import JobQueue
 from safelight.server.served_model import ServedModel
 from safelight.server.status import ServerStatus, overall_status, worker_status
+from safelight.server.store import JobStore
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
 
@@ -29,18 +34,21 @@ _DEFECT_PAUSE_S = 1.0
 
 
 class Front:
-    """Made on a running loop; ``start`` returns at once, the workers load behind it."""
+    """Made on a running loop; ``start`` returns at once, the workers load behind it. The store is its maker's."""
 
-    def __init__(self, config: Config, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(self, config: Config, store: JobStore, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
         self.config = config
+        self.store = store
         self.changes = Changes()
+        self.metrics = Metrics(self._gauges)
         self.model = ServedModel(config.model)
         self.workers = [
-            Worker(index, device, config, self.model, self.changes, worker_command)
+            Worker(index, device, config, self.model, self.changes, self.metrics, worker_command)
             for index, device in enumerate(resolve_devices(config.device))
         ]
-        self.queue = JobQueue(config.queue_limit)
-        self.dispatcher = Dispatcher(self.queue, self.workers, self.changes)
+        self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
+        self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
+        self.dispatcher = Dispatcher(self.ledger, self.workers, self.changes, self.metrics)
         self.is_draining = False
         self.is_stopped = False
         self._started_s = time.monotonic()
@@ -50,10 +58,19 @@ class Front:
         """Begins to load. What is wrong with the model's files becomes a status, not an exception."""
         with contextlib.suppress(LoadError):  # the workers will say so
             await self.model.refresh()
-        self._start(self.dispatcher.watch, "watch")
         for worker in self.workers:
             self._start(worker.keep, f"keep worker {worker.id}")
+        self._start(self._serve, "serve")
+
+    async def _serve(self) -> None:
+        """What an earlier server accepted comes first."""
+        if count := await self.ledger.restore():
+            log.info("%d jobs go on that an earlier server accepted", count)
+        self._start(self.dispatcher.watch, "watch")
+        for worker in self.workers:
             self._start(functools.partial(self.dispatcher.serve, worker), f"serve worker {worker.id}")
+        limit_bytes = self.config.result_limit_mb * 1_000_000
+        self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(_again_after_defects(work, name), name=name))
@@ -71,32 +88,34 @@ class Front:
         self.changes.announce()
 
     async def drain(self) -> None:
-        """Running jobs finish within the grace period or are cancelled; then the workers end. Idempotent."""
+        """Running jobs finish within the grace period or wait again; then the workers end. Idempotent."""
         self.begin_drain()
         await self.dispatcher.drain(self.config.grace_period_s)
         await self.stop()
 
     async def stop(self) -> None:
-        """Ends the workers now, whatever they do."""
+        """Ends the workers now, whatever they do; their jobs are kept."""
         self.begin_drain()
+        self.dispatcher.close()
         if self.is_stopped:
             return
         await asyncio.gather(*(worker.stop() for worker in self.workers))
+        await self.dispatcher.settle()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.dispatcher.abandon()
         self.is_stopped = True
         self.changes.announce()
 
     @property
     def state(self) -> ServerStatus:
-        return overall_status(self.workers, is_draining=self.is_draining)
+        state = overall_status(self.workers, is_draining=self.is_draining)
+        return ServerStatus.DEGRADED if state is ServerStatus.READY and self.store.trouble else state
 
     @property
     def is_ready(self) -> bool:
-        """A warm worker takes jobs, and the server does not drain."""
-        return self.state in (ServerStatus.READY, ServerStatus.DEGRADED)
+        """A warm worker takes jobs, they can be stored, and the server does not drain."""
+        return self.state in (ServerStatus.READY, ServerStatus.DEGRADED) and self.store.trouble is None
 
     @property
     def has_started(self) -> bool:
@@ -115,11 +134,22 @@ class Front:
             "uptime_s": round(self.uptime_s, 2),
             "model": self.config.model,
             "queue": {
-                "waiting": len(self.queue),
-                "running": self.dispatcher.running_count,
+                "waiting": self.ledger.count(JobStatus.QUEUED),
+                "running": self.ledger.count(JobStatus.RUNNING),
                 "limit": self.queue.limit,
             },
+            "storage": {"error": self.store.trouble.message if self.store.trouble else None},
             "workers": [worker_status(worker) for worker in self.workers],
+        }
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "requests_waiting": self.ledger.count(JobStatus.QUEUED),
+            "requests_running": self.ledger.count(JobStatus.RUNNING),
+            "queue_work": self.queue.work,
+            "workers_ready": sum(worker.is_serving for worker in self.workers),
+            "storage_ok": self.store.trouble is None,
+            "uptime_seconds": self.uptime_s,
         }
 
     def model_list(self) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from safelight.server.front import Front
+from safelight.server.metrics import CONTENT_TYPE
 from safelight.server.status import ServerStatus
 
 _MIN_INTERVAL_S = 0.1
@@ -19,9 +20,12 @@ _RETRY_AFTER_S = {ServerStatus.FAILED: 30, ServerStatus.DRAINING: 5}
 
 
 def routes(front: Front) -> APIRouter:
-    """``/livez``, ``/readyz``, ``/startupz`` with their aliases, ``/v1/status`` and its stream."""
+    """``/livez``, ``/readyz``, ``/startupz`` with their aliases, ``/v1/status`` and its stream, ``/metrics``."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/livez", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
+    @router.head("/ping", include_in_schema=False)
     @router.get("/livez")
     @router.get("/health", include_in_schema=False)
     @router.get("/ping", include_in_schema=False)
@@ -30,12 +34,14 @@ def routes(front: Front) -> APIRouter:
         """200 as long as the event loop turns, whatever the model does."""
         return {"status": "alive"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz")
     @router.get("/v2/health/ready", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        """200 only while a warm worker takes jobs and the server does not drain; the body says what is missing."""
+        """200 only while jobs are taken and stored, and the server does not drain; the body says what is missing."""
         return _probe(front, ok=front.is_ready)
 
+    @router.head("/startupz", include_in_schema=False)
     @router.get("/startupz")
     async def startupz() -> JSONResponse:
         """200 from the first warm-up image on."""
@@ -50,6 +56,11 @@ def routes(front: Front) -> APIRouter:
     async def status_stream(request: Request) -> StreamingResponse:
         """The same as server-sent events named ``status``: one at once, then one after each change."""
         return StreamingResponse(_events(front), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Counters, gauges and histograms in Prometheus' text format."""
+        return Response(front.metrics.page(), media_type=CONTENT_TYPE)
 
     return router
 

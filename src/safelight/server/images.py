@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import secrets
 import time
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
-from safelight.jobs import Job
-from safelight.model_card import DEFAULT_TRUE_CFG_SCALE, ModelCard
-from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams, ImageFormat
-from safelight.protocol import Succeeded
-from safelight.server.follow import follow
+from safelight.jobs import Job, JobRequest, JobResult
+from safelight.model_card import ModelCard
+from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat
+from safelight.server.callers import idempotency_of, on_disconnect_of, owner_of, priority_of
+from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
+from safelight.server.generation_request import GenerationRequest, params_of
+from safelight.server.pictures import Base64File, Part, file_response, json_response
 from safelight.server.request_id import request_id_of
 from safelight.server.strict_json import StrictJSONRoute
 
-_RANDOM_SEEDS = 2**32
-"""Seeds we choose stay below 2**32, so that every client and JSON reader keeps them exactly."""
 
-Number = TypeVar("Number", int, float)
+class ImagesRequest(GenerationRequest):
+    """OpenAI's members and Safelight's extensions."""
 
-
-class ImagesRequest(BaseModel):
-    """OpenAI's members and Safelight's extensions. Strict: ``"7"``, ``true`` and NaN are not numbers."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    prompt: str
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: str | None = Field(None, description='"auto" or WIDTHxHEIGHT in pixels')
@@ -51,17 +42,6 @@ class ImagesRequest(BaseModel):
     stream: bool | None = None
     partial_images: int | None = None
 
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: int | None = None
-    steps: int | None = Field(None, description="alias of num_inference_steps")
-    guidance_scale: float | None = None
-    guidance: float | None = Field(None, description="alias of guidance_scale")
-    negative_prompt: str | None = None
-    true_cfg_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    max_sequence_length: int | None = None
-
 
 def routes(front: Front) -> APIRouter:
     """One route: a thin layer over one job."""
@@ -73,17 +53,22 @@ def routes(front: Front) -> APIRouter:
         card = await front.model.wait_for_card()
         front.model.check_name(body.model)
         _refuse_unsupported(body)
-        params = _params(body, card)
-        card.check(params)
+        params = params_of(
+            body, card, _size(body, card), body.n, ImageFormat(body.output_format or "png"), body.output_compression
+        )
         wants_image = _wants_image(request, params)
-        job = front.dispatcher.submit(params, request_id_of(request.scope))
-        result = await follow(request, front.dispatcher, job)
-        headers = {"x-seed": str(params.seed), "x-job-id": job.id}
-        if wants_image:
-            return Response(result.images[0].data, media_type=params.output_format.media_type, headers=headers)
-        # Base64 of several megapixels would hold the loop for milliseconds.
-        content = await asyncio.to_thread(_answer, body, job, result, card.size_multiple)
-        return Response(content, media_type="application/json", headers=headers)
+        key = await idempotency_of(request)
+        # Who sends a key will ask again, and then wants the picture.
+        on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
+        asked = JobRequest(
+            params=params,
+            request_id=request_id_of(request.scope),
+            owner=owner_of(request),
+            priority=priority_of(request),
+        )
+        job = await front.dispatcher.submit(asked, key)
+        await follow(request, front.dispatcher, job, on_disconnect)
+        return await (_picture(front, job) if wants_image else _answer(front, body, job, card.size_multiple))
 
     return router
 
@@ -105,38 +90,6 @@ def _refuse_unsupported(body: ImagesRequest) -> None:
         raise UnsupportedValue("response_format url is not offered: b64_json is", param="response_format")
     if body.background == "transparent":
         raise UnsupportedValue("background transparent is not offered: FLUX draws opaque pictures", param="background")
-    if body.negative_prompt and body.true_cfg_scale is not None and body.true_cfg_scale <= 1:
-        raise InvalidValue("a negative_prompt acts only with a true_cfg_scale above 1", param="negative_prompt")
-
-
-def _params(body: ImagesRequest, card: ModelCard) -> GenerationParams:
-    width, height = _size(body, card)
-    steps = _either("num_inference_steps", body.num_inference_steps, "steps", body.steps)
-    guidance_scale = _either("guidance_scale", body.guidance_scale, "guidance", body.guidance)
-    return GenerationParams(
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        width=width,
-        height=height,
-        num_inference_steps=_default(steps, card.default_num_inference_steps),
-        guidance_scale=card.default_guidance_scale if guidance_scale is None else guidance_scale,
-        true_cfg_scale=_true_cfg_scale(body),
-        max_sequence_length=_default(body.max_sequence_length, card.max_sequence_length),
-        seed=secrets.randbelow(_RANDOM_SEEDS) if body.seed is None else body.seed,
-        num_images=_default(body.n, 1),
-        output_format=ImageFormat(body.output_format or ImageFormat.PNG),
-        output_compression=body.output_compression,
-    )
-
-
-def _default(value: int | None, default: int) -> int:
-    return default if value is None else value
-
-
-def _true_cfg_scale(body: ImagesRequest) -> float:
-    if body.true_cfg_scale is not None:
-        return body.true_cfg_scale
-    return DEFAULT_TRUE_CFG_SCALE if body.negative_prompt else 1.0
 
 
 def _size(body: ImagesRequest, card: ModelCard) -> tuple[int, int]:
@@ -146,35 +99,42 @@ def _size(body: ImagesRequest, card: ModelCard) -> tuple[int, int]:
             width, height = parse_size(str(body.size))
         except ValueError as error:
             raise InvalidSize(f"size {body.size!r} {error}", param="size") from None
-        if (_default(body.width, width), _default(body.height, height)) != (width, height):
+        if (body.width or width, body.height or height) != (width, height):
             raise InvalidSize(f"size {body.size} and width x height do not agree", param="size")
-    return _default(body.width, width), _default(body.height, height)
+    return width if body.width is None else body.width, height if body.height is None else body.height
 
 
-def _either(name: str, value: Number | None, alias: str, other: Number | None) -> Number | None:
-    if value is not None and other is not None and value != other:
-        raise InvalidValue(f"{name} and its alias {alias} do not agree", param=alias)
-    return other if value is None else value
+def _headers(job: Job) -> dict[str, str]:
+    return {"x-seed": str(job.params.seed), "x-job-id": job.id}
 
 
-def _answer(body: ImagesRequest, job: Job, result: Succeeded, size_multiple: int) -> bytes:
-    params = job.params
+async def _picture(front: Front, job: Job) -> Response:
+    image = job.result.images[0]
+    return await file_response(front.store.results.path(image.file), image.format.media_type, _headers(job))
+
+
+async def _answer(front: Front, body: ImagesRequest, job: Job, size_multiple: int) -> Response:
+    result, params = job.result, job.params
     tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
-    return msgspec.json.encode(
-        {
-            "created": int(time.time()),
-            "background": "opaque",
-            "output_format": params.output_format.value,
-            "size": f"{params.width}x{params.height}",
-            "data": [
-                {"b64_json": base64.b64encode(image.data).decode("ascii"), "seed": image.seed}
-                for image in result.images
-            ],
-            "usage": _usage(result.text_tokens, tokens),
-            "warnings": result.warnings + _ignored(body),
-            "params": params,
-        }
-    )
+    rest = {
+        "created": int(job.finished_s or time.time()),
+        "background": "opaque",
+        "output_format": params.output_format.value,
+        "size": f"{params.width}x{params.height}",
+        "usage": _usage(result.text_tokens, tokens),
+        "warnings": result.warnings + _ignored(body),
+        "params": params,
+    }
+    parts: list[Part] = [msgspec.json.encode(rest)[:-1], b',"data":[', *_images(front, result), b"]}"]
+    return await json_response(parts, _headers(job))
+
+
+def _images(front: Front, result: JobResult) -> list[Part]:
+    parts: list[Part] = []
+    for image in result.images:
+        parts += [b"," if parts else b"", b'{"b64_json":"', Base64File(front.store.results.path(image.file))]
+        parts.append(f'","seed":{image.seed}}}'.encode())
+    return parts
 
 
 def _usage(text_tokens: int, image_tokens: int) -> dict[str, Any]:

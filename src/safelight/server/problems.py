@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _MAX_TEXT_CHARS = 1000
 _PLAIN_JSON_PATHS = ("/v1/images", "/v1/models")
+_PROBLEM_PATH = "/predictions"
 _BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
     "missing": MissingParameter,
     "extra_forbidden": UnknownParameter,
@@ -56,12 +57,12 @@ def problem(request: Request, error: SafelightError) -> JSONResponse:
         "error": {"message": message, "type": error.error_type, "param": param, "code": error.code},
     }
     headers = {}
-    if error.status in (429, 503):
+    if error.status in (429, 503, 507):
         headers["retry-after"] = str(error.retry_after_s or 10)
     should_retry = False if error.status < 429 else error.should_retry
     if should_retry is not None:
         headers["x-should-retry"] = str(should_retry).lower()
-    plain = path.startswith(_PLAIN_JSON_PATHS)
+    plain = path.startswith(_PLAIN_JSON_PATHS) and not path.endswith(_PROBLEM_PATH)
     media_type = "application/json" if plain else "application/problem+json"
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -12,16 +13,19 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from safelight import faults
 from safelight.config import Config
 from safelight.errors import ConfigError
 from safelight.server.app import create_app
+from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
+from safelight.server.store import JobStore
 
 log = logging.getLogger(__name__)
 
-_FLUSH_ANSWERS_S = 5
+_FLUSH_ANSWERS_S = 1
 
 
 class _Server(uvicorn.Server):
@@ -41,7 +45,15 @@ def serve(config: Config) -> int:
             handlers=[CurrentStderr()],
             format="%(asctime)s %(levelname)s %(message)s",
         )
-        return asyncio.run(_serve(config, sock))
+        _arm_faults(config, sock)
+        with contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store:
+            return asyncio.run(_serve(config, sock, store))
+
+
+def _arm_faults(config: Config, sock: socket.socket) -> None:
+    if config.faults and not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        raise ConfigError(f"--faults={config.faults!r} is for tests: only on a loopback address", param="faults")
+    faults.arm(config.faults, config.data_dir / "faults")
 
 
 def _make_data_dir(config: Config) -> None:
@@ -53,12 +65,15 @@ def _make_data_dir(config: Config) -> None:
         raise ConfigError(f"--data-dir={str(config.data_dir)!r} is not writable")
 
 
-async def _serve(config: Config, sock: socket.socket) -> int:
-    front = Front(config)
+async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
+    front = Front(config, store)
+    guard = ConnectionGuard(
+        ConnectionLimits(config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s)
+    )
     server = _Server(
         uvicorn.Config(
             create_app(front),
-            http="h11",
+            http=guard.protocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -69,13 +84,16 @@ async def _serve(config: Config, sock: socket.socket) -> int:
     )
     signals = _Signals()
     http = asyncio.create_task(server.serve(sockets=[sock]), name="http")
+    sweep = asyncio.create_task(guard.sweep(), name="sweep connections")
     await front.start()
     console = asyncio.create_task(show_progress(front, url_of(sock)), name="console")
     await asyncio.wait({http, asyncio.create_task(signals.first.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    guard.begin_drain()
     await _drain(front, signals)
     server.should_exit = True
     await http
-    console.cancel()
+    for task in (sweep, console):
+        task.cancel()
     log.info("stopped")
     return 0
 
@@ -83,13 +101,18 @@ async def _serve(config: Config, sock: socket.socket) -> int:
 async def _drain(front: Front, signals: _Signals) -> None:
     log.info("draining: running jobs have %.0f s; a second signal stops at once", front.config.grace_period_s)
     front.begin_drain()
-    drain = asyncio.create_task(front.drain())
+    drain = asyncio.create_task(_drain_in_time(front))
     again = asyncio.create_task(signals.second.wait())
     await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
     again.cancel()
     if not drain.done():
         drain.cancel()
         await front.stop()
+
+
+async def _drain_in_time(front: Front) -> None:
+    """Not before the drain delay is over: until a balancer has noticed, requests still come and want an answer."""
+    await asyncio.gather(front.drain(), asyncio.sleep(front.config.drain_delay_s))
 
 
 class _Signals:

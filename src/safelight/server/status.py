@@ -55,11 +55,11 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "eta_s": None if eta_s is None else round(eta_s, 1),
         "seconds": round(load.seconds, 2),
         "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
-        "error": worker.error.message if worker.error else None,
+        "error": worker.error.message if worker.error else worker.trouble,
         "restarts": worker.restarts,
         "job": job and _running_job(job),
     }
 
 
 def _running_job(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "request_id": job.request_id, "step": job.step, "total_steps": job.params.total_steps}
+    return {"id": job.id, "request_id": job.request.request_id, "step": job.step, "total_steps": job.params.total_steps}

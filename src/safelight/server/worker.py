@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,13 +24,16 @@ from safelight.protocol import (
     Ready,
     StepDone,
     Succeeded,
+    Unfit,
     WorkerMessage,
 )
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
 from safelight.server.load_state import LoadState
+from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
+from safelight.server.watchdog import Watchdog
 from safelight.server.worker_process import WORKER_COMMAND, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,9 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int], None]
 
 _BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
+"""Seconds before the next start after the first, second... death in a row; the last one is the circuit breaker's."""
+
+_HEALTHY_AFTER_S = 30.0
 
 
 class WorkerState(StrEnum):
@@ -69,6 +76,7 @@ class Worker:
         config: Config,
         model: ServedModel,
         changes: Changes,
+        metrics: Metrics,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self.id = worker_id
@@ -76,18 +84,23 @@ class Worker:
         self.state = WorkerState.STARTING
         self.load = LoadState()
         self.error: LoadError | None = None
+        self.trouble: str | None = None
         self.has_been_ready = False
         self.restarts = 0
         self.running: Job | None = None
         self._config = config
         self._model = model
         self._changes = changes
+        self._metrics = metrics
         self._command = command
         self._history = LoadHistory(config.data_dir)
         self._process: WorkerProcess | None = None
         self._running: _RunningJob | None = None
         self._retry = asyncio.Event()
-        self._deaths_before_ready = 0
+        self._watchdog = Watchdog(config.hang_timeout_s)
+        self._deaths_in_a_row = 0
+        self._ready_since_s = 0.0
+        self._death_reason = "died"
 
     # --- lifetime ---------------------------------------------------------------------------------------------------
 
@@ -112,19 +125,20 @@ class Worker:
             self._retry.set()
 
     async def stop(self) -> None:
-        """Ends the process: politely if it is loaded, at once if it is stuck in a library that imports or reads."""
-        was_loaded = self.state in (WorkerState.READY, WorkerState.BUSY)
+        """Ends the process: politely if it is idle, at once if it loads or holds on to a job."""
+        was_idle = self.is_idle
         self._set_state(WorkerState.DRAINING)
         if self._process is not None:
-            await self._process.stop(politely=was_loaded)
+            await self._process.stop(politely=was_idle)
 
     async def _load_and_serve(self) -> None:
         self.error = None
+        self._death_reason = "died"
         expected_s = await asyncio.to_thread(self._history.seconds, self._model.name, self.device.name)
         self.load = LoadState(expected_s)
         self._set_state(WorkerState.STARTING)
         await self._model.refresh()
-        process = await WorkerProcess.spawn(self.device.environment, self._config.log_level, self._command)
+        process = await WorkerProcess.spawn(self.device.environment, self._options, self._command)
         log.info("worker %d started on %s, pid %d", self.id, self.device.name, process.pid)
         self._process = process
         try:
@@ -136,22 +150,46 @@ class Worker:
             exit_code = await process.stop(politely=False)
             self._process = None
             self._job_lost(exit_code)
+        self.trouble = f"the worker {self._death_reason} (exit code {exit_code})"
+
+    @property
+    def _options(self) -> list[str]:
+        options = [f"--log-level={self._config.log_level}"]
+        if self._config.faults:
+            options += [f"--faults={self._config.faults}", f"--faults-dir={self._config.data_dir / 'faults'}"]
+        return options
 
     async def _follow(self, process: WorkerProcess) -> None:
         try:
-            while (message := await process.receive()) is not None:
-                self._handle(message)
+            async with asyncio.timeout(self._config.load_timeout_s) as deadline:
+                while (message := await process.receive()) is not None:
+                    self._handle(message)
+                    if self.load.is_finished:
+                        deadline.reschedule(None)
         except ProtocolError:
             log.exception("worker %d sent a message that cannot be read; it is replaced", self.id)
+        except TimeoutError:
+            await self._end_hung(process, f"did not finish loading within {self._config.load_timeout_s:.0f} s")
         self._set_state(WorkerState.RESTARTING)  # at once: no job may be given to a process that is about to end
 
     async def _back_off(self) -> None:
         self.restarts += 1
-        self._deaths_before_ready = 0 if self.load.is_finished else self._deaths_before_ready + 1
-        delay_s = _BACK_OFF_S[min(self._deaths_before_ready, len(_BACK_OFF_S) - 1)]
-        log.warning("worker %d died; it is replaced in %.0f s", self.id, delay_s)
+        self._metrics.worker_restarts.labels(self._death_reason.split()[0]).inc()
+        if self.load.is_finished and time.monotonic() - self._ready_since_s > _HEALTHY_AFTER_S:
+            self._deaths_in_a_row = 0
+        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
+        self._deaths_in_a_row += 1
+        self.trouble = f"{self.trouble}, {self._deaths_in_a_row} in a row; the next one starts in {delay_s:.0f} s"
+        log.warning("worker %d: %s", self.id, self.trouble)
         self._set_state(WorkerState.RESTARTING)
         await asyncio.sleep(delay_s)
+
+    async def _end_hung(self, process: WorkerProcess, what: str) -> None:
+        """Asks for the stacks of all its threads in the log, then kills it."""
+        log.error("worker %d %s; its stacks follow, then it is replaced", self.id, what)
+        self._death_reason = f"hung: it {what}"
+        await process.dump_stacks()
+        process.kill()
 
     def _fail(self, error: LoadError) -> None:
         log.error("worker %d cannot serve: %s", self.id, error.message)
@@ -170,22 +208,37 @@ class Worker:
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
-            case StepDone() | Succeeded() | Failed() | Cancelled():
+            case StepDone() | Succeeded() | Failed() | Cancelled() | Unfit():
                 self._handle_job(message)
 
     def _handle_job(self, message: StepDone | JobOutcome) -> None:
         running = self._running
         if running is None or (message.job_id, message.attempt) != (running.job.id, running.job.attempt):
-            return  # of an attempt that is over
+            if not isinstance(message, StepDone):
+                log.warning("worker %d: an outcome of %s came too late and was discarded", self.id, message.job_id)
+                self._metrics.fenced.inc()
+            return
         if isinstance(message, StepDone):
+            self._watchdog.step_done(message.step)
             running.on_step(message.step)
         elif not running.outcome.done():
+            self._judge(message)
             running.outcome.set_result(message)
+
+    def _judge(self, outcome: JobOutcome) -> None:
+        if isinstance(outcome, Succeeded):
+            self._deaths_in_a_row, self.trouble = 0, None
+        elif isinstance(outcome, Unfit):
+            log.error("worker %d is unfit: %s", self.id, outcome.message)
+            self._death_reason = f"unfit: {outcome.message}"
+            self._set_state(WorkerState.RESTARTING)  # at once: it is about to exit
 
     def _became_ready(self, phase_seconds: dict[str, float]) -> None:
         self.load.finish(phase_seconds)
         self.has_been_ready = True
-        self._deaths_before_ready = 0
+        self._ready_since_s = time.monotonic()
+        self.trouble = None
+        self._watchdog.warmed_up(phase_seconds.get("warmup", 0.0))
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in phase_seconds.items())
         log.info("worker %d ready on %s in %.2f s: %s", self.id, self.device.name, self.load.seconds, phases)
         self._set_state(WorkerState.READY)
@@ -200,19 +253,36 @@ class Worker:
         """Ready and without a job."""
         return self.state is WorkerState.READY
 
+    @property
+    def is_serving(self) -> bool:
+        """Loaded and warm, with or without a job."""
+        return self.state in (WorkerState.READY, WorkerState.BUSY)
+
     async def run(self, job: Job, on_step: OnStep) -> JobOutcome:
-        """Runs one job to its outcome. Raises ``WorkerCrashed`` if the process dies with it."""
+        """Runs one job to its outcome. Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed."""
         assert self._process is not None and self.is_idle
         running = _RunningJob(job, asyncio.get_running_loop().create_future(), on_step)
         self._running, self.running = running, job
         self._set_state(WorkerState.BUSY)
         try:
+            self._watchdog.begin(job.params)
             self._process.send(Generate(job.id, job.attempt, job.params))
+            await self._watch(running)
             return await running.outcome
         finally:
             self._running, self.running = None, None
             if self.state is WorkerState.BUSY:
                 self._set_state(WorkerState.READY)
+
+    async def _watch(self, running: _RunningJob) -> None:
+        """Returns with the outcome, or once a hung process was killed."""
+        while not running.outcome.done():
+            if (left_s := self._watchdog.left_s) <= 0:
+                if self._process is not None:
+                    silent_s = self._watchdog.limit_s
+                    await self._end_hung(self._process, f"made no step of {running.job.id} for {silent_s:.0f} s")
+                return
+            await asyncio.wait({running.outcome}, timeout=left_s)
 
     def cancel(self, job: Job) -> None:
         """Asks the worker to stop this job at its next step; its outcome says what became of it."""

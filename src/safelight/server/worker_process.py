@@ -15,6 +15,7 @@ from safelight.protocol import Channel, Message, Shutdown, WorkerMessage
 WORKER_COMMAND = (sys.executable, "-m", "safelight.engine.worker")
 
 _EXIT_GRACE_S = 2.0
+_DUMP_S = 0.3
 
 
 class WorkerProcess:
@@ -26,7 +27,7 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(
-        cls, environment: Mapping[str, str], log_level: str, command: Sequence[str] = WORKER_COMMAND
+        cls, environment: Mapping[str, str], options: Sequence[str] = (), command: Sequence[str] = WORKER_COMMAND
     ) -> WorkerProcess:
         """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread."""
         ours, theirs = socket.socketpair()
@@ -38,7 +39,7 @@ class WorkerProcess:
                     *command,
                     f"--fd={theirs.fileno()}",
                     f"--parent-pid={os.getpid()}",
-                    f"--log-level={log_level}",
+                    *options,
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     env={**os.environ, **environment},
@@ -62,6 +63,21 @@ class WorkerProcess:
         """The next message, ``None`` once the worker is gone."""
         return await self._channel.receive()
 
+    def kill(self) -> None:
+        """SIGKILL, which also ends a stopped process."""
+        self._signal(signal.SIGKILL)
+
+    async def dump_stacks(self) -> None:
+        """Asks the child to print the stacks of its threads, and gives it a moment; a stopped one cannot."""
+        self._signal(signal.SIGUSR1)
+        await asyncio.sleep(_DUMP_S)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            # Not Process.kill: it polls first and may reap the child before asyncio does, which then reports 255.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
     async def stop(self, *, politely: bool) -> int:
         """Ends the child: by ``Shutdown`` and two seconds of patience if ``politely``, else by SIGKILL at once."""
         if politely and self._process.returncode is None:
@@ -71,10 +87,7 @@ class WorkerProcess:
                     await self._process.wait()
             except TimeoutError:
                 pass
-        if self._process.returncode is None:
-            # Not Process.kill: it polls first and may reap the child before asyncio does, which then reports 255.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+        self.kill()
         try:
             return await self._process.wait()
         finally:

@@ -1,0 +1,82 @@
+"""What request headers say about the caller: whose jobs these are, and how the caller wants to be served."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+
+from fastapi import Request
+
+from safelight.errors import InvalidValue
+from safelight.server.database import IdempotencyKey
+from safelight.server.follow import OnDisconnect
+
+MAX_WAIT_S = 60
+_MAX_KEY_CHARS = 255
+_MAX_PRIORITY = 9
+_KEY_HEADERS = ("x-key", "api-key", "x-api-key", "x-goog-api-key")
+_SCHEMES = ("bearer", "token", "key")
+
+
+def owner_of(request: Request) -> str:
+    """A hash of the API key that came with the request, empty without one: the key itself is kept nowhere."""
+    key = _api_key(request)
+    return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
+
+
+def _api_key(request: Request) -> str:
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() in _SCHEMES:
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return value
+    return next((request.headers[name] for name in _KEY_HEADERS if name in request.headers), "")
+
+
+async def idempotency_of(request: Request, client_id: str | None = None) -> IdempotencyKey | None:
+    """``client_id`` or the ``Idempotency-Key``, with a hash of route and body, however the members are ordered."""
+    key = client_id or request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= _MAX_KEY_CHARS or not key.isprintable():
+        raise InvalidValue(
+            f"an Idempotency-Key has 1 to {_MAX_KEY_CHARS} printable characters", param="Idempotency-Key"
+        )
+    body = json.dumps(json.loads(await request.body() or b"null"), sort_keys=True)
+    return IdempotencyKey(key, hashlib.sha256(f"{request.url.path}\n{body}".encode()).hexdigest())
+
+
+def on_disconnect_of(request: Request, default: OnDisconnect) -> OnDisconnect:
+    """``x-on-disconnect: cancel | keep``."""
+    asked = request.headers.get("x-on-disconnect")
+    try:
+        return OnDisconnect(asked) if asked is not None else default
+    except ValueError:
+        raise InvalidValue(f"x-on-disconnect is {asked!r}: it is cancel or keep", param="x-on-disconnect") from None
+
+
+def priority_of(request: Request) -> int:
+    """``x-priority``: -9 to 9, 0 without one; it orders the jobs of one key, never those of several."""
+    asked = request.headers.get("x-priority", "0")
+    if not re.fullmatch(r"-?[0-9]", asked) or abs(int(asked)) > _MAX_PRIORITY:
+        raise InvalidValue(f"x-priority is {asked!r}: it is a whole number from -9 to 9", param="x-priority")
+    return int(asked)
+
+
+def wait_of(request: Request) -> float | None:
+    """Seconds that ``Prefer: wait`` or ``wait=N`` asks the server to wait, 0 for ``respond-async``, else ``None``."""
+    for preference in request.headers.get("prefer", "").split(","):
+        name, _, value = (part.strip() for part in preference.partition("="))
+        if name == "respond-async":
+            return 0.0
+        if name == "wait":
+            if value and not re.fullmatch(r"[0-9]{1,9}", value):
+                raise InvalidValue(f"Prefer: wait={value!r} is not a number of seconds", param="Prefer")
+            return float(min(max(int(value or MAX_WAIT_S), 1), MAX_WAIT_S))
+    return None

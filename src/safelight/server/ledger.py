@@ -1,0 +1,145 @@
+"""``JobLedger``: every unfinished job, in memory as on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+from safelight.errors import SafelightError, StorageFull, StorageUnavailable
+from safelight.jobs import Job, JobError, JobStatus
+from safelight.protocol import Succeeded
+from safelight.server.changes import Changes
+from safelight.server.database import IdempotencyKey
+from safelight.server.ends import JobEnds
+from safelight.server.metrics import Metrics
+from safelight.server.queue import JobQueue
+from safelight.server.store import JobStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_STORAGE_PAUSE_S = 0.5
+_STORAGE_ERRORS = (StorageFull, StorageUnavailable)
+
+
+class JobLedger:
+    """The moves of jobs. Each is made on disk first, so what a client was told survives a kill.
+
+    Whoever waits for a job waits here; whoever works on one takes it from ``queue``.
+    """
+
+    def __init__(self, queue: JobQueue, store: JobStore, changes: Changes, metrics: Metrics) -> None:
+        self.queue = queue
+        self._store = store
+        self._changes = changes
+        self._metrics = metrics
+        self._jobs: dict[str, Job] = {}
+        self._ends = JobEnds()
+
+    def __iter__(self) -> Iterator[Job]:
+        """Waiting and running jobs."""
+        return iter(list(self._jobs.values()))
+
+    def __contains__(self, job: Job) -> bool:
+        return job.id in self._jobs
+
+    def count(self, status: JobStatus) -> int:
+        """How many unfinished jobs have this status."""
+        return sum(job.status is status for job in self._jobs.values())
+
+    async def find(self, name: str, owner: str) -> Job | None:
+        """The job of that owner with this id, or with this idempotency key, finished or not."""
+        job = self._jobs.get(name)
+        if job is not None:
+            return job if job.request.owner == owner else None
+        stored = await self._store.find(owner, name)
+        return stored and self._jobs.get(stored.id, stored)
+
+    async def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
+        """Jobs of that owner from before a creation time and id, newest first."""
+        return [self._jobs.get(job.id, job) for job in await self._store.page(owner, before, count)]
+
+    def end_of(self, job: Job) -> asyncio.Future[Job]:
+        """The job once it has ended, or the error of ``interrupt``."""
+        return self._ends.of(job)
+
+    def interrupt(self, job: Job, error: SafelightError) -> None:
+        """Those who wait for the job get an error instead; the job is not touched."""
+        self._ends.interrupt(job, error)
+
+    # --- moves ------------------------------------------------------------------------------------------------------
+
+    async def accept(self, job: Job, idempotency: IdempotencyKey | None) -> Job:
+        """The job, stored and in its reserved place, or the earlier job that has the key. Raises storage errors."""
+        try:
+            job_id = await self._store.add(job, idempotency)
+        except BaseException:
+            self.queue.release(job)
+            raise
+        if job_id != job.id:
+            self.queue.release(job)
+            earlier = self._jobs.get(job_id) or await self._store.get(job_id)
+            assert earlier is not None
+            return earlier
+        self._enter(job)
+        self.queue.put(job)
+        self._changes.announce()
+        return job
+
+    async def restore(self) -> int:
+        """Takes up what a server before this one accepted; how many jobs that were."""
+        jobs = await self._until_stored(self._store.restore)
+        for job in jobs:
+            self._enter(job)
+            self.queue.restore(job)
+        self._changes.announce()
+        return len(jobs)
+
+    def _enter(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        self._metrics.accepted(job)
+
+    async def claim(self, job: Job) -> bool:
+        """queued -> running; false if the disk does not take it now: the job waits on."""
+        try:
+            await self._store.claim(job)
+        except _STORAGE_ERRORS:
+            self.queue.put_back(job)
+            await asyncio.sleep(_STORAGE_PAUSE_S)
+            return False
+        if job.attempt == 1 and job.started_s is not None:
+            self._metrics.queue.observe(max(job.started_s - job.created_s, 0.0))
+        self._changes.announce()
+        return True
+
+    async def requeue(self, job: Job, crashes: int) -> None:
+        """running -> queued: this attempt came to nothing."""
+        if await self._until_stored(lambda: self._store.requeue(job, crashes)):
+            self.queue.put_back(job)
+            self._changes.announce()
+        else:
+            self._discard(job)
+
+    async def end(self, job: Job, status: JobStatus, outcome: Succeeded | JobError) -> None:
+        """The last move. A full disk or a held lock may delay it, but not undo it."""
+        if not await self._until_stored(lambda: self._store.finish(job, status, outcome)):
+            return self._discard(job)
+        log.info("%s of %s %s after %d steps", job.id, job.request.request_id, status, job.step)
+        del self._jobs[job.id]
+        self._metrics.ended(job)
+        self._ends.ended(job)
+        self._changes.announce()
+
+    def _discard(self, job: Job) -> None:
+        log.error("%s: what attempt %d came to is not current any more and was discarded", job.id, job.attempt)
+        self._metrics.fenced.inc()
+
+    async def _until_stored(self, change: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await change()
+            except _STORAGE_ERRORS:
+                await asyncio.sleep(_STORAGE_PAUSE_S)

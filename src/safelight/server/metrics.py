@@ -1,0 +1,90 @@
+"""Prometheus metrics of one server. Never labelled by prompt, job or caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from safelight.jobs import Job, JobStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+
+
+class Metrics:
+    """Counted on the event loop and read there, so that every scrape adds up:
+
+    ``safelight_requests_accepted_total`` is the sum of ``safelight_requests_total`` over all statuses, ``_waiting`` and
+    ``_running``.
+    """
+
+    def __init__(self, gauges: Callable[[], Mapping[str, float]]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_Gauges(gauges))
+        self._accepted = self._counter("requests_accepted", "Jobs accepted, or found waiting at the start.")
+        self._ended = self._counter("requests", "Jobs that ended.", "status", "api")
+        self.refused = self._counter("requests_refused", "Requests for jobs that were refused.", "reason")
+        self.images = self._counter("images", "Pictures made.")
+        self.pixels = self._counter("pixels", "Pixels of pictures made.")
+        self.fenced = self._counter("fenced_results", "Outcomes of attempts that were over, discarded.")
+        self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
+        self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
+        self.cancelled = self._counter("cancelled", "Cancelled jobs.", "reason")
+        self._duration = self._histogram("request_duration_seconds", "From accepted to ended.", "status")
+        self.queue = self._histogram("queue_seconds", "From accepted to the first attempt.")
+        self.stage = self._histogram("stage_seconds", "Stages of an attempt that succeeded.", "stage")
+        self.step = self._histogram("denoise_step_seconds", "One denoising step, as the front sees it.")
+
+    def accepted(self, job: Job) -> None:
+        """A job became waiting."""
+        self._accepted.inc()
+        for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
+            self._ended.labels(status, job.request.api)  # so that a scrape shows zeros, not gaps
+
+    def ended(self, job: Job) -> None:
+        """A job reached its last status."""
+        self._ended.labels(job.status, job.request.api).inc()
+        if job.finished_s is not None:
+            self._duration.labels(job.status).observe(max(job.finished_s - job.created_s, 0.0))
+        if job.status is JobStatus.SUCCEEDED:
+            self.images.inc(job.params.num_images)
+            self.pixels.inc(job.params.num_images * job.params.width * job.params.height)
+            for stage, seconds in job.result.seconds.items():
+                self.stage.labels(stage).observe(seconds)
+
+    def page(self) -> bytes:
+        """The answer of ``/metrics``."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"safelight_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"safelight_{name}", text, labels, registry=self.registry, buckets=_SECONDS)
+
+
+GAUGES = {
+    "requests_waiting": "Jobs that wait.",
+    "requests_running": "Jobs that a worker has.",
+    "queue_work": "Megapixels x steps that wait.",
+    "workers_ready": "Workers that are ready or busy.",
+    "storage_ok": "1 while the data directory can be written.",
+    "uptime_seconds": "Seconds since the process began.",
+}
+
+
+class _Gauges(Collector):
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        values = self._read()
+        for name, text in GAUGES.items():
+            yield GaugeMetricFamily(f"safelight_{name}", text, value=values[name])

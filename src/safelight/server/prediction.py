@@ -1,0 +1,72 @@
+"""A job as Replicate's clients read it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from safelight.jobs import Job, JobError, JobResult, JobStatus
+
+_STATUS = {
+    JobStatus.QUEUED: "starting",
+    JobStatus.RUNNING: "processing",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "canceled",
+}
+_BAR_CHARS = 10
+
+
+def prediction(job: Job, model: str, base_url: str, position: int | None, eta_s: float | None) -> dict[str, Any]:
+    """The body of each answer of the job API. ``position`` counts the jobs before this one, ``eta_s`` is to its end."""
+    name = job.request.client_id or job.id
+    url = f"{base_url}/v1/predictions/{name}"
+    error = job.outcome if isinstance(job.outcome, JobError) else None
+    result = job.outcome if isinstance(job.outcome, JobResult) else None
+    return {
+        "id": name,
+        "model": model,
+        "version": model,
+        "status": _STATUS[job.status],
+        "input": job.request.input,
+        "output": [f"{url}/output/{index}" for index in range(len(result.images))] if result else None,
+        "logs": _progress_line(job),
+        "error": error and error.message,
+        "error_code": error and error.code,
+        "warnings": result.warnings if result else [],
+        "seed": job.params.seed,
+        "metrics": _metrics(job),
+        "created_at": _time(job.created_s),
+        "started_at": _time(job.started_s),
+        "completed_at": _time(job.finished_s),
+        "urls": {"get": url, "cancel": f"{url}/cancel"},
+        "progress": {"step": job.step, "total": job.params.total_steps},
+        "queue_position": position,
+        "eta_s": None if eta_s is None or job.status.is_terminal else round(eta_s, 2),
+        "attempt": job.attempt,
+    }
+
+
+def _progress_line(job: Job) -> str:
+    """As tqdm writes it: Replicate's SDKs parse their progress out of the log."""
+    total = job.params.total_steps
+    step = total if job.status is JobStatus.SUCCEEDED else job.step
+    if not step:
+        return ""
+    bar = "#" * (step * _BAR_CHARS // total)
+    return f"{step * 100 // total:3d}%|{bar:<{_BAR_CHARS}}| {step}/{total}\n"
+
+
+def _metrics(job: Job) -> dict[str, float]:
+    metrics = {}
+    if job.started_s is not None:
+        metrics["queue_time"] = round(max(job.started_s - job.created_s, 0.0), 4)
+        if job.finished_s is not None:
+            metrics["predict_time"] = round(max(job.finished_s - job.started_s, 0.0), 4)
+    return metrics
+
+
+def _time(unix_s: float | None) -> str | None:
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,294 @@
+"""``JobStore``: what outlives the process, and the only door to it from the event loop.
+
+One thread writes, another reads, so that finished pictures are served while a write waits for a lock. No SQLite call
+and no file is touched on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from safelight.errors import SafelightError, StorageFull, StorageUnavailable, StoreError
+from safelight.faults import fault
+from safelight.jobs import Job, JobError, JobOutcome, JobResult, JobStatus, ResultImage
+from safelight.protocol import EncodedImage, Succeeded
+from safelight.server.database import FILE_NAME, IdempotencyKey, JobDatabase
+from safelight.server.results import ResultFiles
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PROBE_NAME = "probe"
+_PROBE_BYTES = 64 * 1024
+_PRUNE_BATCH = 100
+
+
+class JobStore:
+    """Made by ``open`` before the loop runs; ``trouble`` says why the last change could not be written, if so."""
+
+    def __init__(self, folder: Path, lock_fd: int, database: JobDatabase) -> None:
+        self.trouble: SafelightError | None = None
+        self.results = ResultFiles(folder / "results")
+        self._folder = folder
+        self._lock_fd = lock_fd
+        self._database = database
+        self._reader = JobDatabase(folder)
+        self._write_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-write")
+        self._read_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-read")
+
+    @classmethod
+    def open(cls, folder: Path, *, recover: bool = False) -> JobStore:
+        """Locks and opens a data directory. Raises ``StoreError`` with what to do about it.
+
+        ``recover`` moves a damaged database aside, under a name that says when, and begins with an empty one.
+        """
+        try:
+            lock_fd = _lock(folder)
+            try:
+                return cls(folder, lock_fd, _open_database(folder, recover))
+            except BaseException:
+                os.close(lock_fd)
+                raise
+        except OSError as error:
+            raise StoreError(f"the data directory {str(folder)!r} cannot be used: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Waits for what is being written, then releases the data directory."""
+        self._write_thread.shutdown()
+        self._read_thread.shutdown()
+        self._reader.close()
+        self._database.close()
+        os.close(self._lock_fd)
+
+    # --- changes ----------------------------------------------------------------------------------------------------
+
+    async def add(self, job: Job, idempotency: IdempotencyKey | None) -> str:
+        """Stores a new job; its id, or that of the earlier job with the same key. Raises ``IdempotencyMismatch``."""
+        return await self._write(self._add, job, idempotency)
+
+    def _add(self, job: Job, idempotency: IdempotencyKey | None) -> str:
+        fault("store.add")
+        job_id = self._database.add(job, idempotency)
+        fault("store.added")
+        return job_id
+
+    async def claim(self, job: Job) -> None:
+        """The job's next attempt begins."""
+        started_s = time.time()
+        if not await self._write(self._database.claim, job.id, job.attempt + 1, started_s):
+            raise StorageUnavailable(f"{job.id} is not waiting in the database")
+        job.move_to(JobStatus.RUNNING)
+        job.attempt += 1
+        job.step = 0
+        job.started_s = started_s
+
+    async def requeue(self, job: Job, crashes: int) -> bool:
+        """The attempt is over without an outcome; the job waits again, unless another attempt has begun."""
+        if not await self._write(self._database.requeue, job.id, job.attempt, crashes):
+            return False
+        job.move_to(JobStatus.QUEUED)
+        job.crashes, job.started_s, job.step = crashes, None, 0
+        return True
+
+    async def finish(self, job: Job, status: JobStatus, outcome: Succeeded | JobError) -> bool:
+        """Writes pictures, then the end of the job. False if the attempt was void; its files are gone then."""
+        finished_s = time.time()
+        kept = await self._write(self._finish, job.id, job.attempt, job.status, status, finished_s, outcome)
+        if kept is None:
+            return False
+        job.move_to(status)
+        job.outcome, job.finished_s = kept, finished_s
+        return True
+
+    def _finish(
+        self,
+        job_id: str,
+        attempt: int,
+        before: JobStatus,
+        status: JobStatus,
+        finished_s: float,
+        outcome: Succeeded | JobError,
+    ) -> JobOutcome | None:
+        kept: JobOutcome = outcome if isinstance(outcome, JobError) else self._write_pictures(job_id, attempt, outcome)
+        fault("store.finish")
+        if not self._database.finish(job_id, attempt, before, status, finished_s, kept):
+            self._delete_pictures(kept)
+            return None
+        fault("store.finished")
+        return kept
+
+    def _write_pictures(self, job_id: str, attempt: int, done: Succeeded) -> JobResult:
+        images = [_result_image(job_id, attempt, index, image) for index, image in enumerate(done.images)]
+        for image, encoded in zip(images, done.images, strict=True):
+            self.results.write(image.file, encoded.data)
+        self.results.sync()
+        return JobResult(images, done.warnings, done.text_tokens, done.seconds)
+
+    def _delete_pictures(self, outcome: JobOutcome | None) -> None:
+        if isinstance(outcome, JobResult):
+            for image in outcome.images:
+                self.results.delete(image.file)
+
+    async def prune(self, ttl_s: float, limit_bytes: int) -> int:
+        """Forgets finished jobs that are too old, then the oldest until the pictures fit; how many it forgot."""
+        return await self._write(self._prune, ttl_s, limit_bytes)
+
+    def _prune(self, ttl_s: float, limit_bytes: int) -> int:
+        count = 0
+        while jobs := self._database.finished_before(time.time() - ttl_s, _PRUNE_BATCH):
+            count += self._forget(jobs)
+        while self._database.result_bytes() > limit_bytes and (jobs := self._database.finished_before(time.time(), 1)):
+            count += self._forget(jobs)
+        return count
+
+    def _forget(self, jobs: list[Job]) -> int:
+        self._database.delete([job.id for job in jobs])
+        for job in jobs:
+            self._delete_pictures(job.outcome)
+        return len(jobs)
+
+    async def probe(self) -> None:
+        """Writes for nothing, to learn whether writing works again; ``trouble`` says so."""
+        await self._write(self._probe)
+
+    def _probe(self) -> None:
+        self.results.write(_PROBE_NAME, bytes(_PROBE_BYTES))
+        self.results.delete(_PROBE_NAME)
+        self._database.probe()
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job as it is on disk."""
+        return await self._read(self._reader.get, job_id)
+
+    async def find(self, owner: str, name: str) -> Job | None:
+        """The job of this owner with this id, or whose idempotency key is ``name``."""
+        return await self._read(self._reader.find, owner, name)
+
+    async def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
+        """Jobs of one owner from before a creation time (and id), newest first."""
+        return await self._read(self._reader.page, owner, before, count)
+
+    async def restore(self) -> list[Job]:
+        """What a server before this one accepted and did not finish, waiting again; also sweeps what it left."""
+        return await self._write(self._restore)
+
+    def _restore(self) -> list[Job]:
+        jobs = self._database.unfinished()
+        for job in jobs:
+            if job.status is JobStatus.RUNNING:
+                self._database.requeue(job.id, job.attempt, job.crashes)
+                job.move_to(JobStatus.QUEUED)
+                job.started_s = None
+        finished = self._database.finished_before(float("inf"), -1)
+        kept = {image.file for job in finished if isinstance(job.outcome, JobResult) for image in job.outcome.images}
+        if strays := self.results.keep_only(kept):
+            log.info("removed %d files of attempts that were cut off", strays)
+        return jobs
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def _write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            done = await self._on_thread(self._write_thread, function, *args, **kwargs)
+        except (StorageFull, StorageUnavailable) as error:
+            if self.trouble is None:
+                log.error("storage: %s", error.message)
+            self.trouble = error
+            raise
+        if self.trouble is not None:
+            log.info("storage works again")
+            self.trouble = None
+        return done
+
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._on_thread(self._read_thread, function, *args, **kwargs)
+
+    async def _on_thread(
+        self, thread: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        def call() -> T:
+            return function(*args, **kwargs)
+
+        try:
+            # Shielded: a caller that goes away must not leave its change half known.
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, call))
+        except (sqlite3.Error, OSError) as error:
+            raise _as_storage_error(error) from error
+
+
+def _as_storage_error(error: sqlite3.Error | OSError) -> SafelightError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL" or getattr(error, "errno", None) in _FULL:
+        return StorageFull("no space is left for jobs and images; what was accepted is kept", retry_after_s=10)
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        reason = "another process holds the lock of the job database"
+    elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        reason = "the job database is damaged"
+    else:
+        reason = "the data directory cannot be written or read"
+    return StorageUnavailable(f"{reason}; what was accepted is kept", retry_after_s=5)
+
+
+def _result_image(job_id: str, attempt: int, index: int, image: EncodedImage) -> ResultImage:
+    # With the attempt in its name no late writer can touch the file of another attempt.
+    name = f"{job_id}-{attempt}-{index}.{image.format}"
+    return ResultImage(name, image.format, image.seed, image.width, image.height, len(image.data))
+
+
+def _lock(folder: Path) -> int:
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(fd, 32).decode(errors="replace").strip()
+        os.close(fd)
+        raise StoreError(
+            f"the data directory {str(folder)!r} is used by another server (pid {holder}): stop it or choose --data-dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
+
+
+def _open_database(folder: Path, recover: bool) -> JobDatabase:
+    path = folder / FILE_NAME
+    try:
+        return _migrated(folder)
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from None
+    except sqlite3.DatabaseError as error:
+        if not recover:
+            raise StoreError(
+                f"{path} is damaged ({error}); it was left as it is: restore a copy, or start with --recover true to "
+                "move it aside and begin with an empty one"
+            ) from None
+    for suffix in ("", "-wal", "-shm"):
+        damaged = Path(f"{path}{suffix}")
+        if damaged.exists():
+            damaged.rename(f"{path}.damaged-{int(time.time())}{suffix}")
+    return _migrated(folder)
+
+
+def _migrated(folder: Path) -> JobDatabase:
+    database = JobDatabase(folder)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
