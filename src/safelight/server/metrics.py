@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -34,6 +34,10 @@ class Metrics:
         self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
         self.cancelled = self._counter("cancelled", "Cancelled jobs.", "reason")
+        self.connections = Gauge("safelight_connections", "Open HTTP connections.", registry=self.registry)
+        self.connections_closed = self._counter(
+            "connections_closed", "Connections closed for being late, or over the limit.", "reason"
+        )
         self._duration = self._histogram("request_duration_seconds", "From accepted to ended.", "status")
         self.queue = self._histogram("queue_seconds", "From accepted to the first attempt.")
         self.stage = self._histogram("stage_seconds", "Stages of an attempt that succeeded.", "stage")

@@ -67,9 +67,10 @@ def _make_data_dir(config: Config) -> None:
 
 async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
     front = Front(config, store)
-    guard = ConnectionGuard(
-        ConnectionLimits(config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s)
+    limits = ConnectionLimits(
+        config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s
     )
+    guard = ConnectionGuard(limits, front.metrics)
     server = _Server(
         uvicorn.Config(
             create_app(front),

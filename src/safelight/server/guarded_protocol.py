@@ -1,0 +1,152 @@
+"""uvicorn's HTTP/1.1 protocol with deadlines, and with half-closed clients kept.
+
+Relies on these of uvicorn's internals: ``cycle`` with ``more_body``, ``response_started``, ``response_complete``,
+``keep_alive`` and ``default_headers``; ``conn`` (h11); ``flow.read_paused``; ``handle_events`` as the one place where
+a cycle begins. A test holds uvicorn to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from safelight.server.connections import ConnectionGuard
+
+_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSE_HEADER = (b"connection", b"close")
+
+_FAIR_BYTES_PER_S = 8 * 1024
+_DRAINED_BYTES = 48 * 1024
+"""Between asyncio's high and low marks of a write buffer: what a client has taken when writing resumes."""
+
+_TCP_CLOSE_WAIT = 8
+_RESET_WITHIN_S = 0.02
+_PROBE_AGAIN_S = (0.2, 1.0, 5.0, 30.0)
+
+
+class GuardedProtocol(H11Protocol):
+    """One connection. ``overdue`` is called by the guard at regular times; seconds are counted only while it waits."""
+
+    guard: ConnectionGuard
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waited_s = 0.0
+        self._stalled_s = 0.0
+        self._unread_bytes = 0
+
+    # --- what asyncio calls -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        if self.guard.admit(self):
+            super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.guard.forget(self)
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._stalled_s = max(self._stalled_s - _DRAINED_BYTES / _FAIR_BYTES_PER_S, 0.0)
+        super().resume_writing()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client that says no more may still listen: ``nc -N`` does, some proxies do. True keeps the connection."""
+        if not self._has_whole_request or self.scope["http_version"] == "1.0" or not hasattr(socket, "TCP_INFO"):
+            return None
+        self.cycle.keep_alive = False
+        self._probe(0)
+        return True
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._waited_s = 0.0
+            if self.guard.is_draining:
+                self._close_after_answer()
+
+    # --- deadlines --------------------------------------------------------------------------------------------------
+
+    @property
+    def _waits_for_head(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def _has_whole_request(self) -> bool:
+        return not self._waits_for_head and not self.cycle.more_body
+
+    @property
+    def _has_partial_head(self) -> bool:
+        return bool(self.conn.trailing_data[0])
+
+    def overdue(self, tick_s: float) -> str | None:
+        """``tick_s`` more have passed: what the client took too long for, if it did; the connection is closed then."""
+        if self._is_stalled(tick_s):
+            self.transport.abort()
+            return "write"
+        phase = self._phase()
+        self._waited_s = self._waited_s + tick_s if phase else 0.0
+        if phase is None or self.transport.is_closing() or self._waited_s <= self.guard.limit_s(phase):
+            return None
+        self._time_out()
+        return phase
+
+    def _phase(self) -> str | None:
+        """``head`` or ``body`` while the client owes one. Between two requests uvicorn's keep-alive timer counts."""
+        if self._waits_for_head:
+            return "head" if self.cycle is None or self._has_partial_head else None
+        # While we do not read, it is not the client who is late.
+        return "body" if self.cycle.more_body and not self.flow.read_paused else None
+
+    def _is_stalled(self, tick_s: float) -> bool:
+        """A leaky bucket: every second of unread bytes counts, and those that were taken pay back at a fair rate."""
+        size = self.transport.get_write_buffer_size()
+        has_moved = size == 0 or (self.guard.is_draining and size < self._unread_bytes)
+        self._unread_bytes = size
+        self._stalled_s = 0.0 if has_moved else self._stalled_s + tick_s
+        return self._stalled_s > self.guard.limit_s("write")
+
+    def _time_out(self) -> None:
+        has_begun = self._has_partial_head if self._waits_for_head else not self.cycle.response_started
+        if has_begun:
+            self.transport.write(_TIMEOUT)
+        self.transport.close()
+
+    # --- drain ------------------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """Without a whole request: closes. Otherwise closes after the answer."""
+        if not self._has_whole_request:
+            self.transport.close()
+        elif not self.cycle.response_started:
+            self._close_after_answer()
+
+    def _close_after_answer(self) -> None:
+        self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE_HEADER]
+
+    # --- half-closed ------------------------------------------------------------------------------------------------
+
+    def _probe(self, count: int) -> None:
+        """Asks whether a client that sent its end is still there: one that is gone answers any bytes with a reset.
+
+        An interim answer may be sent unasked, and every client skips this one; Go's no more than five of them.
+        """
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.cycle.response_started:
+            self.transport.write(_CONTINUE)
+        self.loop.call_later(_RESET_WITHIN_S, self._look, count)
+
+    def _look(self, count: int) -> None:
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE_WAIT:
+            return self.transport.abort()
+        self.loop.call_later(_PROBE_AGAIN_S[min(count, len(_PROBE_AGAIN_S) - 1)], self._probe, count + 1)
