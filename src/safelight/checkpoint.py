@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from safelight.config import EMBEDDED_MODEL
+from safelight.config import EMBEDDED_MODEL, STUB_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.model_card import ModelCard
 from safelight.safetensors_header import SafetensorsHeader, read_header
@@ -74,6 +74,8 @@ def open_checkpoint(model: str) -> Checkpoint:
 
     Raises ``CheckpointNotFound`` or ``CheckpointInvalid`` with a sentence that names the file or the remedy.
     """
+    if model == STUB_MODEL:
+        return _STUB
     # os.path, not pathlib: a name too long, an unknown ~user or a forbidden folder is "not there", not an exception.
     path = _EMBEDDED_DIR if model == EMBEDDED_MODEL else Path(os.path.expanduser(model))
     if not os.path.isdir(path):
@@ -126,6 +128,23 @@ def _read_weights(folder: Path, file_name: str) -> list[SafetensorsHeader]:
         if tensor not in headers[shard].tensors:
             raise CheckpointInvalid(f"{folder / shard} lacks the tensor {tensor} that {index_path.name} promises")
     return list(headers.values())
+
+
+_STUB = Checkpoint(
+    Path(),
+    tuple(Component(name, library, "", 1_000_000, None) for name, (library, _) in _CLASSES.items()),
+    ModelCard(
+        id=STUB_MODEL,
+        title="Stub engine",
+        description="Draws coloured noise, for tests of everything around an engine.",
+        default_width=64,
+        default_height=64,
+        min_size=16,
+        default_num_inference_steps=4,
+        max_num_inference_steps=200,
+        max_sequence_length=64,
+    ),
+)
 
 
 class _ShardIndex(msgspec.Struct):

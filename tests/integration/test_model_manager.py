@@ -18,7 +18,7 @@ import pytest
 
 from safelight.checkpoint import Checkpoint, open_checkpoint
 from safelight.engine.model_manager import ModelManager
-from safelight.errors import NonFiniteOutput, Unavailable
+from safelight.errors import BadOutput, Unavailable
 from safelight.params import GenerationParams
 from safelight.protocol import LoadProgress
 
@@ -212,7 +212,7 @@ def test_a_picture_of_nan_is_an_error_not_a_black_image(tiny_checkpoint: Path, t
         save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, shard)
 
     async def use(manager: ModelManager) -> None:
-        with pytest.raises(NonFiniteOutput):
+        with pytest.raises(BadOutput):
             await manager.generate_image(_params())
 
     _with_manager(open_checkpoint(str(folder)), use)

@@ -9,6 +9,7 @@ import gc
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from safelight.checkpoint import Checkpoint
 from safelight.engine import pipelines
+from safelight.engine.failures import check_picture, failure_of, reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.prompts import count_tokens, prompt_warnings
-from safelight.errors import JobCancelled, NonFiniteOutput, OutOfMemory, Unavailable
+from safelight.errors import JobCancelled, OutOfMemory, Unavailable
 from safelight.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class ModelManager:
         cancelled: threading.Event,
     ) -> None:
         report = LoadReport(len(checkpoint.components), checkpoint.weight_bytes, on_progress, cancelled)
+        reach("engine.load")
         with report.phase("import"):
             pipelines.import_libraries()
         dtype = pipelines.resolve_dtype(dtype, device)
@@ -97,8 +100,12 @@ class ModelManager:
         """A real generation of two steps per size (width, height in pixels), so that first uses are paid for."""
         start = time.monotonic()
         for width, height in sizes:
-            await self._on_gpu_thread(self._generate_image_sync, self._warmup_params(width, height), None)
+            await self._on_gpu_thread(self._warmup_sync, self._warmup_params(width, height))
         self.phase_seconds["warmup"] = time.monotonic() - start
+
+    def _warmup_sync(self, params: GenerationParams, cancelled: threading.Event) -> None:
+        reach("engine.warmup")
+        self._generate_image_sync(params, None, cancelled)
 
     def _warmup_params(self, width: int, height: int) -> GenerationParams:
         card = self._loaded_checkpoint.card
@@ -119,22 +126,24 @@ class ModelManager:
     def _generate_image_sync(
         self, params: GenerationParams, on_step: OnStep | None, cancelled: threading.Event
     ) -> Generation:
-        import torch
-
         pipeline = self._loaded_pipeline
         start = time.monotonic()
         images: list[Image] = []
+        is_job = on_step is not None
         try:
+            if is_job:
+                reach("engine.begin")
             for index, seed in enumerate(params.seeds):
                 after_step = functools.partial(
                     _after_step, index * params.num_inference_steps, params.total_steps, on_step, cancelled
                 )
-                images.append(_run_pipeline(pipeline, params, seed, after_step))
+                pixels = _run_pipeline(pipeline, params, seed, after_step)
+                images.append(_as_picture(pipeline, pixels, reach("engine.decode") if is_job else None))
         except RuntimeError as error:
-            # CUDA has a class of its own for this, the CPU's allocator only this text.
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            raise OutOfMemory(f"{params.width}x{params.height} does not fit into the memory: ask for less") from error
+            failure = failure_of(error, params)
+            if isinstance(failure, OutOfMemory):
+                _free_memory_of(error)
+            raise failure or error from error
         finally:
             pipeline.maybe_free_model_hooks()
         return Generation(
@@ -190,11 +199,12 @@ class ModelManager:
             raise
 
 
-def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, after_step: Callable[..., Any]) -> Image:
+def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, after_step: Callable[..., Any]) -> Any:
+    """One picture as a tensor of shape (1, 3, height, width), values 0..1."""
     import torch
 
     uses_cfg = params.true_cfg_scale > 1
-    output = pipeline(
+    return pipeline(
         prompt=params.prompt,
         negative_prompt=(params.negative_prompt or "") if uses_cfg else None,
         true_cfg_scale=params.true_cfg_scale,
@@ -207,12 +217,35 @@ def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, a
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         callback_on_step_end=after_step,
-    )
-    pixels = output.images
-    if not bool(torch.isfinite(pixels).all()):
-        raise NonFiniteOutput("the model's output is not a picture: it holds NaN or infinity")
+    ).images
+
+
+def _as_picture(pipeline: FluxPipeline, pixels: Any, action: str | None) -> Image:
+    """Raises ``BadOutput``. ``action`` is what a test asks to be done to the pixels."""
+    if action in ("nan", "flat"):
+        pixels = pixels * float("nan") if action == "nan" else pixels * 0
+    check_picture(is_finite=bool(pixels.isfinite().all()), spread=float(pixels.max() - pixels.min()))
     image: Image = pipeline.image_processor.numpy_to_pil(pipeline.image_processor.pt_to_numpy(pixels))[0]
     return image
+
+
+def _free_memory_of(error: RuntimeError) -> None:
+    """Lets go of what the failed call held, so that the next one finds the memory free."""
+    import torch
+
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def end_step(done: int, total_steps: int, on_step: OnStep | None, cancelled: threading.Event) -> None:
+    """A denoising step ended. Raises ``JobCancelled`` if it was asked for meanwhile."""
+    if on_step is not None:
+        reach("engine.step")
+        on_step(done, total_steps)
+    if cancelled.is_set():
+        raise JobCancelled(f"cancelled after step {done} of {total_steps}")
 
 
 def _after_step(
@@ -226,9 +259,5 @@ def _after_step(
     tensors: dict[str, Any],
 ) -> dict[str, Any]:
     """diffusers' ``callback_on_step_end``. Raising stops at once; its ``_interrupt`` would still decode."""
-    done = steps_before + step_index + 1
-    if on_step is not None:
-        on_step(done, total_steps)
-    if cancelled.is_set():
-        raise JobCancelled(f"cancelled after step {done} of {total_steps}")
+    end_step(steps_before + step_index + 1, total_steps, on_step, cancelled)
     return tensors

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -16,16 +17,25 @@ import socket
 import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
+from safelight import faults
 from safelight.checkpoint import open_checkpoint
+from safelight.config import STUB_MODEL
+from safelight.engine.failures import reach
 from safelight.engine.images import encode_image
 from safelight.engine.model_manager import Generation, ModelManager
-from safelight.errors import InternalError, LoadError, SafelightError
+from safelight.engine.stub import StubManager
+from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
+from safelight.params import ImageFormat
 from safelight.protocol import (
     Cancel,
     Cancelled,
     Channel,
+    EncodedImage,
     Failed,
     FrontMessage,
     Generate,
@@ -37,6 +47,7 @@ from safelight.protocol import (
     Shutdown,
     StepDone,
     Succeeded,
+    Unfit,
 )
 
 log = logging.getLogger(__name__)
@@ -47,9 +58,9 @@ _PR_SET_PDEATHSIG = 1
 class Worker:
     """Serves one channel until ``Shutdown`` or its end. At most one job runs; cancelling is a message of its own."""
 
-    def __init__(self, channel: Channel[FrontMessage], manager: ModelManager) -> None:
+    def __init__(self, channel: Channel[FrontMessage]) -> None:
         self._channel = channel
-        self._manager = manager
+        self._manager = ModelManager()
         self._image_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -60,6 +71,7 @@ class Worker:
         while True:
             match await self._channel.receive():
                 case Load() as load:
+                    self._manager = manager_of(load.model)
                     self._load = self._start(self._load_model(load), "load")
                 case Generate() as generate:
                     self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
@@ -99,6 +111,9 @@ class Worker:
             sizes = load.warmup_sizes or [(checkpoint.card.default_width, checkpoint.card.default_height)]
             await self._manager.warmup(sizes)
             self._channel.send(Ready(self._manager.phase_seconds))
+        except DeviceFault as error:
+            log.error("loading failed: %s", error.message)
+            os._exit(os.EX_SOFTWARE)  # a new process may find the device well
         except SafelightError as error:
             log.error("loading failed: %s", error.message)
             self._channel.send(LoadFailed(error.code, error.message))
@@ -117,6 +132,8 @@ class Worker:
             outcome: Message = await self._encode(generate, generation)
         except asyncio.CancelledError:
             outcome = Cancelled(job_id, attempt)
+        except (DeviceFault, BadOutput) as error:
+            return await self._give_up(Unfit(job_id, attempt, error.code, error.message))
         except SafelightError as error:
             outcome = Failed(job_id, attempt, error.code, error.message)
         except Exception:
@@ -125,12 +142,21 @@ class Worker:
         finally:
             del self._jobs[job_id]
         self._channel.send(outcome)
+        await self._channel.flush()
+        reach("engine.sent")
+
+    async def _give_up(self, reason: Unfit) -> None:
+        """Nothing that this process does from now on can be trusted, its own clean-up included."""
+        log.exception("%s: %s; this worker ends", reason.job_id, reason.message)
+        self._channel.send(reason)
+        await self._channel.flush()
+        os._exit(os.EX_SOFTWARE)
 
     async def _encode(self, generate: Generate, generation: Generation) -> Succeeded:
         params = generate.params
         images = [
             await self._loop.run_in_executor(
-                self._image_thread, encode_image, image, params.output_format, seed, params.output_compression
+                self._image_thread, _encode_image, image, params.output_format, seed, params.output_compression
             )
             for image, seed in zip(generation.images, params.seeds, strict=True)
         ]
@@ -142,6 +168,16 @@ class Worker:
             generation.text_tokens,
             generation.seconds,
         )
+
+
+def _encode_image(image: Image, image_format: ImageFormat, seed: int, compression: int | None) -> EncodedImage:
+    reach("engine.encode")
+    return encode_image(image, image_format, seed, compression)
+
+
+def manager_of(model: str) -> ModelManager:
+    """The engine for a model of this name."""
+    return StubManager() if model == STUB_MODEL else ModelManager()
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -157,7 +193,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 async def _serve(sock: socket.socket) -> None:
     channel: Channel[FrontMessage] = await Channel.open(sock, FrontMessage)
-    await Worker(channel, ModelManager()).run()
+    await Worker(channel).run()
 
 
 def main() -> None:
@@ -166,11 +202,17 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--faults", default="")
+    parser.add_argument("--faults-dir", type=Path)
     args = parser.parse_args()
     die_with_parent(args.parent_pid)
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s worker[%(process)d] %(message)s"
     )
+    # The front sends this signal before it ends a worker that hangs.
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    if args.faults:
+        faults.arm(args.faults, args.faults_dir)
     asyncio.run(_serve(socket.socket(fileno=args.fd)))
 
 

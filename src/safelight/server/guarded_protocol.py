@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-if TYPE_CHECKING:
-    from safelight.server.connections import ConnectionGuard
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -29,10 +26,25 @@ _RESET_WITHIN_S = 0.02
 _PROBE_AGAIN_S = (0.2, 1.0, 5.0, 30.0)
 
 
+class Guard(Protocol):
+    """Who knows all connections and their limits."""
+
+    is_draining: bool
+
+    def admit(self, connection: GuardedProtocol) -> bool:
+        """Whether there is room for a new connection; it was answered and closed if not."""
+
+    def forget(self, connection: GuardedProtocol) -> None:
+        """The connection is closed."""
+
+    def limit_s(self, phase: str) -> float:
+        """Seconds for ``head``, ``body`` or ``write``."""
+
+
 class GuardedProtocol(H11Protocol):
     """One connection. ``overdue`` is called by the guard at regular times; seconds are counted only while it waits."""
 
-    guard: ConnectionGuard
+    guard: Guard
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
