@@ -6,6 +6,7 @@ nothing even when the power goes. A connection is used by one thread at a time.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ class JobDatabase:
     """One connection. Methods raise ``sqlite3.Error``; a change that fails leaves nothing behind."""
 
     def __init__(self, folder: Path) -> None:
-        self._connection = sqlite3.connect(
-            folder / FILE_NAME, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        path = folder / FILE_NAME
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # it holds prompts
+        self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
 
@@ -91,7 +92,7 @@ class JobDatabase:
             )
         (damage,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if damage != "ok":
-            raise sqlite3.DatabaseError(damage)
+            raise sqlite3.DatabaseError(" ".join(damage.split()))
         if version < len(_MIGRATIONS):
             steps = "".join(_MIGRATIONS[version:])
             self._connection.executescript(

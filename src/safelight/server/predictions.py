@@ -129,6 +129,7 @@ async def _create(
     output_format = _FORMATS[asked.output_format or "png"]
     params = params_of(asked, card, _size(asked, card), asked.num_outputs, output_format, asked.output_quality)
     wait_s = wait_of(request)
+    on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP)
     job = await front.dispatcher.submit(
         JobRequest(
             params=params,
@@ -142,7 +143,6 @@ async def _create(
         key,
     )
     if wait_s:
-        on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP)
         await follow(request, front.dispatcher, job, on_disconnect, wait_s)
     return _created(front, job, request, wait_s)
 

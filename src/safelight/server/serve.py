@@ -78,6 +78,7 @@ async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
             ws="none",
             lifespan="off",
             access_log=False,
+            server_header=False,
             log_config=None,
             log_level="warning",
             timeout_graceful_shutdown=_FLUSH_ANSWERS_S,
