@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import make_checkpoint
-from tests.integration.server_process import ServerProcess
+from tests.server_process import ServerProcess
 
 
 @pytest.fixture(scope="session")

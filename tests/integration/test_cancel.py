@@ -8,7 +8,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from tests.integration.server_process import ServerProcess
+from tests.server_process import ServerProcess
 
 _LONG = {"prompt": "a red circle on a blue background", "num_inference_steps": 100, "n": 10, "size": "512x512"}
 

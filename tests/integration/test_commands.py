@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.server_process import ROOT, ServerProcess
+from tests.server_process import ROOT, ServerProcess
 
 
 def _safelight(*arguments: str) -> subprocess.CompletedProcess[str]:

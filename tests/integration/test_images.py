@@ -11,7 +11,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.integration.server_process import ServerProcess
+from tests.server_process import ServerProcess
 
 
 @pytest.fixture(scope="module")

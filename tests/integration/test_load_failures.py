@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import edit_json
-from tests.integration.server_process import ServerProcess
+from tests.server_process import ServerProcess
 
 
 def _remove_a_shard(folder: Path) -> None:

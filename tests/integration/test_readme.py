@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.integration.server_process import ROOT, ServerProcess
+from tests.server_process import ROOT, ServerProcess
 
 _ADDRESS = "http://127.0.0.1:8000"
 

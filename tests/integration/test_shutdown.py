@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from tests.integration.server_process import ServerProcess, gone
+from tests.server_process import ServerProcess, gone
 
 _PHASES: dict[str, Callable[[ServerProcess], object]] = {
     "start": lambda server: None,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.integration.server_process import ROOT, ServerProcess
+from tests.server_process import ROOT, ServerProcess
 
 
 def test_health_answers_and_readiness_tells_progress_while_the_model_loads(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from uvicorn.protocols.http import h11_impl
+from uvicorn.protocols.http import flow_control, h11_impl
 
 from safelight.server import connections
 from safelight.server.connections import ConnectionGuard, ConnectionLimits, raise_file_limit
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 TIMEOUT_S = 10.0
 LIMITS = ConnectionLimits(max_connections=1000, head_timeout_s=0.4, body_timeout_s=0.4, write_timeout_s=0.4)
 REQUEST = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
-BIG = 64 * 1024 * 1024
+BIG = 16 * 1024 * 1024
 """More than the kernel's buffers hold."""
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -40,6 +40,7 @@ class App:
         self.waiting = 0
         self.disconnected = 0
         self.written_bytes = 0
+        self.body = b""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         match scope["path"]:
@@ -56,6 +57,13 @@ class App:
                         break
             case "/big":
                 return await self._send_big(send)
+            case "/whole":
+                return await self._send_whole(send)
+            case "/late":
+                await self.may_answer.wait()
+                self.body = (await receive())["body"]
+            case "/endless":
+                return await self._send_without_end(send)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -79,6 +87,18 @@ class App:
             await send({"type": "http.response.body", "body": piece, "more_body": not last})
             self.written_bytes += len(piece)
 
+    async def _send_whole(self, send: Any) -> None:
+        headers = [(b"content-length", str(BIG).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(BIG)})
+
+    async def _send_without_end(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not self.may_answer.is_set():
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            await asyncio.sleep(0.02)
+        await send({"type": "http.response.body", "body": b"end"})
+
 
 class Served:
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -101,7 +121,7 @@ class Served:
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     def closed(self, reason: str) -> float:
-        return self.metrics.connections_closed.labels(reason)._value.get()
+        return float(self.metrics.connections_closed.labels(reason)._value.get())
 
 
 class _Server(uvicorn.Server):
@@ -119,6 +139,7 @@ async def serving(limits: ConnectionLimits = LIMITS) -> AsyncIterator[Served]:
         lifespan="off",
         access_log=False,
         log_config=None,
+        timeout_keep_alive=1,
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)
@@ -211,6 +232,56 @@ async def test_a_request_that_is_answered_late_is_not_the_clients_fault() -> Non
         client[1].close()
 
 
+async def test_a_client_that_was_told_to_wait_with_its_body_is_not_late() -> None:
+    async with serving() as served:
+        head = b"POST /late HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n"
+        client = await served.connect(head)
+        await asyncio.sleep(1.0)
+        served.app.may_answer.set()
+        await client[0].readuntil(b"100 Continue\r\n\r\n")
+        client[1].write(b"abcd")
+        await client[0].readuntil(b"ok")
+        assert served.app.body == b"abcd"
+
+
+async def test_a_body_that_we_do_not_read_is_not_late() -> None:
+    async with serving() as served:
+        client = await served.connect(
+            b"POST /late HTTP/1.1\r\nhost: a\r\ncontent-length: 9000000\r\n\r\n" + bytes(200_000)
+        )
+        await asyncio.sleep(1.0)
+        assert served.guard.count == 1
+        served.app.may_answer.set()
+        await client[0].readuntil(b"ok")
+
+
+@pytest.mark.parametrize("piece", [b"G", b""])
+async def test_a_body_that_nobody_waits_for_any_more_has_its_deadline(piece: bytes) -> None:
+    async with serving() as served:
+        client = await served.connect(b"POST /now HTTP/1.1\r\nhost: a\r\ncontent-length: 900\r\n\r\n")
+        await client[0].readuntil(b"ok")
+        start_s = time.monotonic()
+        while served.guard.count and time.monotonic() - start_s < 2:
+            client[1].write(piece)
+            await asyncio.sleep(0.05)
+        assert served.guard.count == 0
+
+
+async def test_a_connection_is_idle_after_a_body_that_came_too_late() -> None:
+    async with serving() as served:
+        client = await served.connect(b"POST /now HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n")
+        await client[0].readuntil(b"ok")
+        client[1].write(b"abc")
+        assert await asyncio.wait_for(_rest(client), 2) == b""
+
+
+async def test_an_answer_that_began_before_a_late_body_is_cut() -> None:
+    async with serving() as served:
+        client = await served.connect(b"POST /endless HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n")
+        assert (await asyncio.wait_for(_rest(client), 2)).startswith(b"HTTP/1.1 200")
+        assert served.closed("body") == 1
+
+
 async def test_a_second_request_on_a_kept_connection_has_a_deadline_of_its_own() -> None:
     async with serving() as served:
         client = await served.connect(REQUEST % b"now")
@@ -246,20 +317,34 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_cost_little_memory() -
         with socket.create_connection(served.sock.getsockname()) as client:
             client.sendall(REQUEST % b"big")
             await asyncio.sleep(0.2)
-            assert 0 < served.app.written_bytes < BIG
+            assert 0 < served.app.written_bytes < 1024 * 1024
             await _until(lambda: served.closed("write") == 1)
             await _until(lambda: served.guard.count == 0)
 
 
-async def test_a_client_that_reads_steadily_gets_all_of_it() -> None:
+@pytest.mark.parametrize("path", [b"big", b"whole"])
+async def test_a_client_that_reads_steadily_gets_all_of_it(path: bytes) -> None:
     async with serving() as served:
-        reader, writer = await served.connect(REQUEST % b"big")
+        reader, writer = await served.connect(REQUEST % path)
         received = len(await reader.readuntil(b"\r\n\r\n")) * 0
         while received < BIG:
             received += len(await asyncio.wait_for(reader.read(1024 * 1024), TIMEOUT_S))
             await asyncio.sleep(0.01)
         assert served.closed("write") == 0
         writer.close()
+
+
+@pytest.mark.parametrize("path", [b"big", b"whole"])
+async def test_a_client_that_reads_little_but_steadily_is_not_cut_off(path: bytes) -> None:
+    async with serving() as served:
+        with socket.create_connection(served.sock.getsockname()) as client:
+            client.sendall(REQUEST % path)
+            client.setblocking(False)
+            for _ in range(30):
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(BlockingIOError):
+                    client.recv(32 * 1024)
+            assert (served.closed("write"), served.guard.count) == (0, 1)
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
@@ -286,6 +371,18 @@ def test_the_file_limit_is_raised_and_bounds_the_connections(monkeypatch: pytest
     assert ConnectionGuard(LIMITS, Metrics(dict))._max_connections == 36
 
 
+def test_a_file_limit_without_bound_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    assert raise_file_limit() > 1_000_000
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("macOS knows no infinity here")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_file_limit() == 256
+
+
 # --- half-closed --------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +396,7 @@ async def test_a_client_that_half_closes_gets_its_whole_answer() -> None:
         answer = await _rest(client)
         while answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
             answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok")
+        assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer and answer.endswith(b"ok")
         client[1].close()
 
 
@@ -365,6 +462,16 @@ async def test_a_drain_does_not_wait_for_a_client_that_does_not_read(monkeypatch
             await _until(lambda: served.guard.count == 0)
 
 
+async def test_a_drain_closes_the_connection_of_an_answer_that_had_begun() -> None:
+    async with serving(ConnectionLimits(1000, 60, 60, 60)) as served:
+        client = await served.connect(REQUEST % b"endless")
+        await client[0].readuntil(b"event")
+        served.guard.begin_drain()
+        await client[0].readuntil(b"event")
+        served.app.may_answer.set()
+        assert (await asyncio.wait_for(_rest(client), 0.5)).endswith(b"end\r\n0\r\n\r\n")
+
+
 # --- uvicorn ------------------------------------------------------------------------------------------------------
 
 
@@ -373,5 +480,15 @@ def test_uvicorn_still_has_what_the_protocol_relies_on() -> None:
     cycle = inspect.getsource(h11_impl.RequestResponseCycle)
     assert protocol.count("self.cycle = RequestResponseCycle(") == 1
     assert "self.cycle = RequestResponseCycle(" in inspect.getsource(h11_impl.H11Protocol.handle_events)
-    for name in ("more_body", "response_started", "response_complete", "keep_alive", "default_headers"):
+    for name in (
+        "more_body",
+        "response_started",
+        "response_complete",
+        "keep_alive",
+        "default_headers",
+        "waiting_for_100_continue",
+    ):
         assert f"self.{name}" in cycle, name
+    assert "self.read_paused" in inspect.getsource(flow_control)
+    for name in ("timeout_keep_alive", "conn", "flow", "transport"):
+        assert f"self.{name}" in protocol, name

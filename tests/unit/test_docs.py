@@ -11,9 +11,10 @@ from fastapi.routing import APIRoute
 
 from safelight import __version__
 from safelight.cli import build_parser
-from safelight.config import Config, settings
-from safelight.server import health, images, models
-from safelight.server.front import Front
+from safelight.config import settings
+from safelight.server import health, images, models, predictions
+from safelight.server.metrics import GAUGES, Metrics
+from tests.unit.running_front import make_front
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -40,21 +41,33 @@ def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
 
 def test_every_route_is_documented(tmp_path: Path) -> None:
     page = _page("docs/http-api.md")
-    front = Front(Config(data_dir=tmp_path, device="cpu"))
+    front = make_front(tmp_path)
     routes = {
         route.path.replace(":path", "")
-        for api in (health, models, images)
+        for api in (health, predictions, models, images)
         for route in api.routes(front).routes
         if isinstance(route, APIRoute)
     }
-    assert len(routes) >= 12
+    assert len(routes) >= 20
     for path in routes:
         assert f"{path}`" in page, path
 
 
-def test_every_member_of_an_image_request_is_documented() -> None:
+def test_every_metric_is_documented() -> None:
+    page = _page("docs/metrics.md")
+    metrics = Metrics(lambda: dict.fromkeys(GAUGES, 0.0))
+    families = [family for family in metrics.registry.collect()]
+    assert len(families) >= 18
+    for family in families:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` ")), "")
+        assert family.documentation in row, name
+
+
+def test_every_member_of_a_request_is_documented() -> None:
     page = _page("docs/http-api.md")
-    for name in images.ImagesRequest.model_fields:
+    kinds = (images.ImagesRequest, predictions.PredictionRequest, predictions.PredictionInput)
+    for name in [name for kind in kinds for name in kind.model_fields]:
         assert f"`{name}`" in page, name
 
 

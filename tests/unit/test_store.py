@@ -251,8 +251,8 @@ async def test_a_damaged_database_is_refused_and_kept_or_moved_aside_on_request(
     assert path.read_bytes() == content
     with contextlib.closing(JobStore.open(tmp_path, recover=True)) as store:
         assert await store.restore() == []
-    kept = [found.read_bytes() for found in tmp_path.iterdir() if "damaged" in found.name]  # noqa: ASYNC240
-    assert content in kept
+    (aside,) = tmp_path.glob(f"{FILE_NAME}.damaged-*")  # noqa: ASYNC240
+    assert aside.read_bytes() == content
 
 
 async def test_the_database_is_private(store: JobStore, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safelight import faults
 from safelight.checkpoint import open_checkpoint
 from safelight.config import STUB_MODEL
 from safelight.engine.failures import check_picture, failure_of
-from safelight.engine.stub import StubManager
+from safelight.engine.stub import StubEngine
 from safelight.errors import BadOutput, DeviceFault, GenerationError, OutOfMemory
 from safelight.protocol import LoadProgress
 from tests.unit.running_front import params
@@ -30,8 +30,9 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-async def manager() -> AsyncIterator[StubManager]:
-    async with StubManager() as made:
+async def manager() -> AsyncIterator[StubEngine]:
+    made = StubEngine()
+    async with made:
         await made.load_model(open_checkpoint(STUB_MODEL), "cpu")
         yield made
 
@@ -42,7 +43,7 @@ def _no_step(_step: int, _total: int) -> None:
 
 async def test_loading_tells_its_progress() -> None:
     seen: list[LoadProgress] = []
-    async with StubManager() as manager:
+    async with StubEngine() as manager:
         checkpoint = open_checkpoint(STUB_MODEL)
         await manager.load_model(checkpoint, "cpu", on_progress=seen.append)
         await manager.warmup([(64, 64)])
@@ -50,7 +51,7 @@ async def test_loading_tells_its_progress() -> None:
         assert set(manager.phase_seconds) == {"weights", "warmup"}
 
 
-async def test_the_same_params_make_the_same_picture_and_another_seed_another(manager: StubManager) -> None:
+async def test_the_same_params_make_the_same_picture_and_another_seed_another(manager: StubEngine) -> None:
     first = await manager.generate_image(params(num_images=2))
     again = await manager.generate_image(params())
     assert [image.size for image in first.images] == [(64, 64)] * 2
@@ -58,7 +59,7 @@ async def test_the_same_params_make_the_same_picture_and_another_seed_another(ma
     assert first.text_tokens == 3
 
 
-async def test_steps_are_reported_and_a_cancel_stops_at_the_next_one(manager: StubManager) -> None:
+async def test_steps_are_reported_and_a_cancel_stops_at_the_next_one(manager: StubEngine) -> None:
     steps: list[int] = []
     work = asyncio.create_task(
         manager.generate_image(params(num_inference_steps=200), lambda step, _: steps.append(step))
@@ -83,7 +84,7 @@ async def test_steps_are_reported_and_a_cancel_stops_at_the_next_one(manager: St
     ],
 )
 async def test_a_job_fails_as_asked_and_the_next_one_does_not(
-    rule: str, error: type[Exception], manager: StubManager, tmp_path: Path
+    rule: str, error: type[Exception], manager: StubEngine, tmp_path: Path
 ) -> None:
     faults.arm(rule, tmp_path / "faults")
     await manager.warmup([(64, 64)])  # is not a job and counts no hit

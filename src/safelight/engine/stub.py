@@ -21,7 +21,7 @@ from safelight.params import GenerationParams
 _TILES = 8
 
 
-class StubManager(ModelManager):
+class StubEngine(ModelManager):
     """The same threads, progress, cancelling and failures as the real one; no torch."""
 
     def _load_model_sync(
@@ -63,14 +63,14 @@ class StubManager(ModelManager):
                 end_step(index * params.num_inference_steps + step + 1, params.total_steps, on_step, cancelled)
             action = reach("engine.decode") if on_step is not None else None
             check_picture(is_finite=action != "nan", spread=0.0 if action == "flat" else 1.0)
-            images.append(_draw(params, seed))
+            images.append(draw(params, seed))
         return images
 
     def _cleanup_sync(self, _cancelled: threading.Event) -> None:
         self.checkpoint = None
 
 
-def _draw(params: GenerationParams, seed: int) -> Image.Image:
+def draw(params: GenerationParams, seed: int) -> Image.Image:
     """The same tiles for the same prompt, seed, size and steps."""
     source = random.Random(f"{params.prompt}|{seed}|{params.width}x{params.height}|{params.num_inference_steps}")  # noqa: S311
     tiles = Image.frombytes("RGB", (_TILES, _TILES), source.randbytes(3 * _TILES * _TILES))

@@ -28,7 +28,7 @@ from safelight.config import STUB_MODEL
 from safelight.engine.failures import reach
 from safelight.engine.images import encode_image
 from safelight.engine.model_manager import Generation, ModelManager
-from safelight.engine.stub import StubManager
+from safelight.engine.stub import StubEngine
 from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
 from safelight.params import ImageFormat
 from safelight.protocol import (
@@ -177,7 +177,7 @@ def _encode_image(image: Image, image_format: ImageFormat, seed: int, compressio
 
 def manager_of(model: str) -> ModelManager:
     """The engine for a model of this name."""
-    return StubManager() if model == STUB_MODEL else ModelManager()
+    return StubEngine() if model == STUB_MODEL else ModelManager()
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from dataclasses import dataclass
 
 from safelight.server.guarded_protocol import GuardedProtocol
@@ -88,6 +89,9 @@ class ConnectionGuard:
 
 def raise_file_limit() -> int:
     """Raises this process' limit of open files as far as it may; the limit that now holds."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS has an infinite hard limit and refuses it
+        hard = soft
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard

@@ -73,7 +73,7 @@ class Front:
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(_again_after_defects(work, name), name=name))
+        self._tasks.append(asyncio.get_running_loop().create_task(again_after_defects(work, name), name=name))
 
     def load(self, model_id: str) -> None:
         """Tries again to load after a failure. Raises ``ModelNotFound`` for any other model than the server's."""
@@ -161,7 +161,7 @@ class Front:
         return [{"id": card.id, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)}]
 
 
-async def _again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
     """What the server lives by may fail through a defect of ours, but not stay away."""
     while True:
         try:

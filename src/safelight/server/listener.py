@@ -20,7 +20,7 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-        sock.listen(_BACKLOG)
+        listen(sock)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
@@ -28,6 +28,11 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", param="host") from None
     sock.setblocking(False)
     return sock
+
+
+def listen(sock: socket.socket) -> None:
+    """How many connections may wait to be accepted; may be called again to say so again."""
+    sock.listen(_BACKLOG)
 
 
 def url_of(sock: socket.socket) -> str:

@@ -19,17 +19,24 @@ from safelight.errors import ConfigError
 from safelight.server.app import create_app
 from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
-from safelight.server.front import Front
-from safelight.server.listener import bind, url_of
+from safelight.server.front import Front, again_after_defects
+from safelight.server.listener import bind, listen, url_of
 from safelight.server.store import JobStore
 
 log = logging.getLogger(__name__)
 
 _FLUSH_ANSWERS_S = 1
+_ACCEPTED_AT_ONCE = 64
 
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: it would close the socket first and end with the signal's exit code."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio takes as many connections in one turn as may wait: few at a time, or a burst stops everything."""
+        await super().startup(sockets)
+        for sock in sockets or []:
+            listen(sock)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -79,6 +86,7 @@ async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
             lifespan="off",
             access_log=False,
             server_header=False,
+            backlog=_ACCEPTED_AT_ONCE,
             log_config=None,
             log_level="warning",
             timeout_graceful_shutdown=_FLUSH_ANSWERS_S,
@@ -86,7 +94,7 @@ async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
     )
     signals = _Signals()
     http = asyncio.create_task(server.serve(sockets=[sock]), name="http")
-    sweep = asyncio.create_task(guard.sweep(), name="sweep connections")
+    sweep = asyncio.create_task(again_after_defects(guard.sweep, "sweep connections"))
     await front.start()
     console = asyncio.create_task(show_progress(front, url_of(sock)), name="console")
     await asyncio.wait({http, asyncio.create_task(signals.first.wait())}, return_when=asyncio.FIRST_COMPLETED)

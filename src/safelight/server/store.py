@@ -31,6 +31,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+RESULTS = "results"
+
+_SUFFIXES = ("", "-wal", "-shm")
+_LOG_MAGIC = b"\x37\x7f\x06"
 _PROBE_NAME = "probe"
 _PROBE_BYTES = 64 * 1024
 _PRUNE_BATCH = 100
@@ -41,7 +45,7 @@ class JobStore:
 
     def __init__(self, folder: Path, lock_fd: int, database: JobDatabase) -> None:
         self.trouble: SafelightError | None = None
-        self.results = ResultFiles(folder / "results")
+        self.results = ResultFiles(folder / RESULTS)
         self._folder = folder
         self._lock_fd = lock_fd
         self._database = database
@@ -266,22 +270,40 @@ def _lock(folder: Path) -> int:
 
 
 def _open_database(folder: Path, recover: bool) -> JobDatabase:
-    path = folder / FILE_NAME
+    """Never begins with an empty database where another was, unless it is told to."""
     try:
+        _check_files(folder)
         return _migrated(folder)
     except sqlite3.OperationalError as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from None
+        raise StoreError(f"{folder / FILE_NAME} cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
         if not recover:
             raise StoreError(
-                f"{path} is damaged ({error}); it was left as it is: restore a copy, or start with --recover true to "
-                "move it aside and begin with an empty one"
+                f"{folder / FILE_NAME} is damaged ({error}); all was left as it is: restore a copy, or start with "
+                "--recover true to move it and its pictures aside and begin with an empty one"
             ) from None
-    for suffix in ("", "-wal", "-shm"):
-        damaged = Path(f"{path}{suffix}")
-        if damaged.exists():
-            damaged.rename(f"{path}.damaged-{int(time.time())}{suffix}")
+    _move_aside(folder)
     return _migrated(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """What SQLite would take for a new or an older database without a word."""
+    database, log_file, index = (folder / f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES)
+    if not database.exists() and (folder / RESULTS).is_dir() and any((folder / RESULTS).iterdir()):
+        raise sqlite3.DatabaseError("it is gone, its pictures are not")
+    if index.exists() and not log_file.exists():
+        raise sqlite3.DatabaseError("its write-ahead log is gone")
+    if log_file.exists() and log_file.stat().st_size:
+        with log_file.open("rb") as stream:
+            if stream.read(len(_LOG_MAGIC)) != _LOG_MAGIC:
+                raise sqlite3.DatabaseError("its write-ahead log is none")
+
+
+def _move_aside(folder: Path) -> None:
+    moment = int(time.time())
+    for name in (*(f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES), RESULTS):
+        if (folder / name).exists():
+            (folder / name).rename(folder / f"{name}.damaged-{moment}")
 
 
 def _migrated(folder: Path) -> JobDatabase:

@@ -174,7 +174,7 @@ class Worker:
 
     async def _back_off(self) -> None:
         self.restarts += 1
-        self._metrics.worker_restarts.labels(self._death_reason.split()[0]).inc()
+        self._metrics.worker_restarts.labels(self._death_reason.partition(":")[0]).inc()
         if self.load.is_finished and time.monotonic() - self._ready_since_s > _HEALTHY_AFTER_S:
             self._deaths_in_a_row = 0
         delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
