@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,10 +24,8 @@ from training.scenes import training_scene
 DROPPED_CAPTIONS = 0.1
 
 _MAIN_SIZE = (256, 256)
-_NEAR_SIZES = ((192, 192), (256, 192), (192, 256), (320, 256), (256, 320), (384, 384))
-_NEAR_EVERY = 10
-_SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-_MAX_ASPECT = 2.0
+_OTHER_SIZES = ((192, 192), (256, 192), (192, 256), (320, 256), (256, 320), (384, 384))
+_OTHER_EVERY = 10
 _AHEAD = 32
 _FEW_CORES = 4
 _MOST_PROCESSES = 8
@@ -46,32 +44,8 @@ class Batch:
     is_main_size: bool
 
 
-Sizes = Callable[[int], tuple[int, int]]
-"""Width and height of the pictures of a step."""
-
-
-def mostly_main_size(step: int) -> tuple[int, int]:
-    """Every tenth step has a size near the main one."""
-    if step % _NEAR_EVERY != _NEAR_EVERY - 1:
-        return _MAIN_SIZE
-    return _NEAR_SIZES[(step // _NEAR_EVERY) % len(_NEAR_SIZES)]
-
-
-def every_size(step: int) -> tuple[int, int]:
-    """A third of the steps have the main size, the others any that the model takes, up to twice as long as wide."""
-    if step % 3 == 0:
-        return _MAIN_SIZE
-    source = random.Random(step)
-    while True:
-        width, height = source.choice(_SIDES), source.choice(_SIDES)
-        if max(width, height) <= _MAX_ASPECT * min(width, height):
-            return width, height
-
-
-def batches(
-    count: int, seed: int, device: torch.device, first_step: int = 0, sizes: Sizes = mostly_main_size
-) -> Iterator[Batch]:
-    """Batches for ever, the same for the same seed: ``count`` pictures of the main size, or as many pixels of another.
+def batches(count: int, seed: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
+    """Batches of ``count`` for ever, the same for the same seed; every tenth is half as large and of another size.
 
     On a machine with few cores they are made in between, otherwise ahead, by processes of their own.
     """
@@ -83,20 +57,27 @@ def batches(
     try:
         while True:
             while pool is not None and len(coming) < _AHEAD:
-                coming.append(pool.submit(_make, count, seed, step + len(coming), sizes))
-            made = coming.popleft().result() if pool is not None else _make(count, seed, step, sizes)
-            yield _finish(made, sizes(step), device)
+                coming.append(pool.submit(_make, count, seed, step + len(coming)))
+            made = coming.popleft().result() if pool is not None else _make(count, seed, step)
+            yield _finish(made, _size(step), device)
             step += 1
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 
 
-def _make(count: int, seed: int, step: int, sizes: Sizes) -> _Made:
+def _size(step: int) -> tuple[int, int]:
+    if step % _OTHER_EVERY != _OTHER_EVERY - 1:
+        return _MAIN_SIZE
+    return _OTHER_SIZES[(step // _OTHER_EVERY) % len(_OTHER_SIZES)]
+
+
+def _make(count: int, seed: int, step: int) -> _Made:
     """(packed scenes, CLIP's ids, T5's ids) of one batch."""
     source = random.Random(seed * 1_000_003 + step)
-    width, height = sizes(step)
-    count = max(min(count, count * _MAIN_SIZE[0] * _MAIN_SIZE[1] // (width * height)), 1)
+    width, height = _size(step)
+    if (width, height) != _MAIN_SIZE:
+        count //= 2
     scenes = [training_scene(source, width / height) for _ in range(count)]
     captions = ["" if source.random() < DROPPED_CAPTIONS else varied_caption(scene, source) for scene in scenes]
     return pack(scenes).numpy(), *token_arrays(captions)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training.model import make_text_encoders, make_transformer, make_vae
 
 SEED = 20261123
-STAGES = ("vae", "flow", "distil", "sizes")
+STAGES = ("vae", "flow", "distil")
 
 _REPORT_EVERY = 100
 _SAVE_EVERY = 2000

@@ -1,8 +1,7 @@
 """Trains ``safelight/shapes`` from nothing: ``python -m training.train``. Continues from the checkpoints in ``--work``.
 
 Stages: ``vae`` learns to see and draw pictures; ``flow`` trains transformer and text encoders by flow matching on the
-VAE's latents; ``distil`` turns classifier-free guidance into the guidance embedding, as FLUX.1-dev has it; ``sizes``
-teaches pictures larger, smaller, wider and higher than the main size.
+VAE's latents; ``distil`` turns classifier-free guidance into the guidance embedding, as FLUX.1-dev has it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from training.distil import distil_guidance
 from training.flow import train_flow
 from training.model import export
 from training.run import SEED, Run
-from training.sizes import train_sizes
 from training.vae import train_vae
 
 
@@ -31,7 +29,6 @@ def main() -> None:
         ("vae", train_vae, args.vae_steps),
         ("flow", train_flow, args.flow_steps),
         ("distil", distil_guidance, args.distil_steps),
-        ("sizes", train_sizes, args.sizes_steps),
     ):
         if stage not in run.done:
             train(run, steps, args.batch)
@@ -54,7 +51,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--flow-steps", type=int, default=9500)
     parser.add_argument("--distil-steps", type=int, default=800)
-    parser.add_argument("--sizes-steps", type=int, default=5000)
     return parser.parse_args()
 
 
