@@ -128,7 +128,7 @@ class Config:
     head_timeout_s: float = _setting(10.0, "seconds that a client may take to send a request's head", _seconds)
     body_timeout_s: float = _setting(30.0, "seconds that a client may take to send a request's body", _seconds)
     write_timeout_s: float = _setting(
-        30.0, "seconds that a client may take to read what fills its socket before it is cut off", _seconds
+        30.0, "seconds that a client may lag behind reading 8 KiB/s before it is cut off", _seconds
     )
     recover: bool = _setting(False, "true: move a damaged job database aside and begin with an empty one", _truth)
     faults: str = _setting("", "fault points for tests, such as engine.step@3=kill; only on a loopback host", _faults)

@@ -33,22 +33,24 @@ _SPARE_FILES = 2
 class ChaosServer(ServerProcess):
     """On a data directory that outlives it: ``restart`` starts the next one on the same port."""
 
-    def __init__(self, folder: Path, *arguments: str, step_s: float = 0.01, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, model: str = STUB_MODEL, step_s: float = 0.01, **environment: str
+    ) -> None:
         self.folder = folder
         self.mark = environment.setdefault(MARK, uuid.uuid4().hex)
-        self.options = (arguments, step_s, environment)
+        self.options = (arguments, model, step_s, environment)
         super().__init__(
             folder,
-            *("--model", STUB_MODEL),
+            *("--model", model),
             *arguments,
             environment={"STUB_STEP_S": str(step_s), **environment},
         )
 
     def restart(self, *arguments: str) -> ChaosServer:
         """The next server on this directory; ``arguments`` instead of the old ones if there are any."""
-        old, step_s, environment = self.options
+        old, model, step_s, environment = self.options
         port = self.url.rpartition(":")[2]
-        return ChaosServer(self.folder, *(arguments or old), "--port", port, step_s=step_s, **environment)
+        return ChaosServer(self.folder, *(arguments or old), "--port", port, model=model, step_s=step_s, **environment)
 
     def kill(self) -> None:
         """kill -9, and the end of every process that it started."""

@@ -60,6 +60,7 @@ def test_ten_thousand_idle_connections(start: Start) -> None:
     bursts.assert_calm(p99_s=1.0, max_s=1.0)
 
 
+@pytest.mark.slow
 def test_too_few_files_are_no_disaster(start: Start) -> None:
     """R35 with a hard limit of 256: connections beyond it wait or are refused, then all is well again."""
     server = start()
@@ -107,6 +108,7 @@ def test_slow_senders_are_closed_at_their_deadline(sent: bytes, trickle: bytes, 
     server.poll(lambda: server.open_files() <= files + 2)
 
 
+@pytest.mark.slow
 def test_slow_readers_cost_little_and_are_cut_off(start: Start) -> None:
     """R37: fifty that ask for ten megabytes and read nothing."""
     server = start("--write-timeout-s", "2", step_s=0.001)
@@ -245,6 +247,7 @@ def test_a_client_that_asked_to_keep_its_job_may_leave(start: Start) -> None:
     assert server.wait_for(listed[0]["id"])["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_three_hundred_that_leave_leave_nothing(start: Start) -> None:
     """R40: files and jobs are back to where they were."""
     server = start("--queue-limit", "500", step_s=0.01)
@@ -262,6 +265,7 @@ def test_three_hundred_that_leave_leave_nothing(start: Start) -> None:
     assert server.wait_for(server.submit()["id"])["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_cancels_that_race_with_the_end(start: Start) -> None:
     """R41: three hundred, three times each: never a 500, and what is final stays."""
     server = start("--queue-limit", "400", step_s=0.003)

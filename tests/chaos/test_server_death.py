@@ -116,7 +116,8 @@ def test_a_second_server_on_the_same_directory_is_refused_at_once(start: Start) 
     assert server.wait_for(server.submit()["id"])["status"] == "succeeded"
 
 
-def test_two_hundred_deaths_of_the_worker_leave_nothing_behind(start: Start) -> None:
+@pytest.mark.slow
+def test_sixty_deaths_of_the_worker_leave_nothing_behind(start: Start) -> None:
     """R52, R08: no zombie, no file, and the last replacement is as quick as the first. Jobs in between: no back-off."""
     server = start(step_s=0.001, STUB_LOAD_S="0.001")
     name = server.submit(steps=1)["id"]

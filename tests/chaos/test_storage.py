@@ -48,6 +48,7 @@ def test_new_jobs_are_refused_while_the_disk_is_full_and_taken_again_afterwards(
     assert server.wait_for(server.submit()["id"])["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(start: Start, tmp_path: Path) -> None:
     """R31, on a file system of 3 MB: both the pictures and the database meet its end."""
     mount = tmp_path / "small"
@@ -79,6 +80,7 @@ def test_a_really_full_disk(start: Start, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", mount], check=True)
 
 
+@pytest.mark.slow
 def test_a_lock_of_two_seconds_is_not_noticed(start: Start) -> None:
     """R32"""
     server = start()

@@ -18,12 +18,12 @@ JOBS = 20
 @pytest.mark.parametrize(
     "point",
     [
-        pytest.param("engine.begin@3", id="before the first step"),
-        pytest.param("engine.step@9", id="at the first step"),
+        pytest.param("engine.begin@3", id="before the first step", marks=pytest.mark.slow),
+        pytest.param("engine.step@9", id="at the first step", marks=pytest.mark.slow),
         pytest.param("engine.step@10", id="at a middle step"),
-        pytest.param("engine.step@12", id="at the last step"),
+        pytest.param("engine.step@12", id="at the last step", marks=pytest.mark.slow),
         pytest.param("engine.decode@3", id="while decoding"),
-        pytest.param("engine.encode@3", id="while encoding"),
+        pytest.param("engine.encode@3", id="while encoding", marks=pytest.mark.slow),
         pytest.param("engine.sent@3", id="between done and commit"),
     ],
 )
@@ -70,6 +70,7 @@ def test_a_worker_killed_without_a_job_is_replaced(phase: str, start: Start) -> 
     assert server.status()["workers"][0]["restarts"] == 1
 
 
+@pytest.mark.slow
 def test_a_poison_job_fails_and_the_others_are_done(start: Start) -> None:
     """R04: three workers, then the job fails; those behind it wait no longer than that."""
     server = start("--faults", "engine.begin@2=kill;engine.begin@3=kill;engine.begin@4=kill")
@@ -123,6 +124,7 @@ def test_a_hanging_step_leaves_its_stack_in_the_log(start: Start) -> None:
     assert "made no step of" in text and "_generate_image_sync" in text
 
 
+@pytest.mark.slow
 def test_a_slow_worker_is_not_killed(start: Start) -> None:
     """R11: steps that become five times slower."""
     server = start("--hang-timeout-s", "0.5", "--faults", "engine.step@30+=sleep:0.05", step_s=0.01)
@@ -160,6 +162,7 @@ def test_a_broken_device_or_picture_is_never_a_result(action: str, start: Start)
     server.lines[:] = [line for line in server.lines if "Traceback" not in line]  # the worker says where it failed
 
 
+@pytest.mark.slow
 def test_a_model_that_only_makes_nonsense_fails_the_job_in_the_end(start: Start) -> None:
     """R20: three workers, then the error says what was wrong with the picture."""
     server = start("--faults", "engine.decode=nan")
@@ -178,6 +181,7 @@ def test_out_of_memory_fails_that_job_alone(start: Start) -> None:
     assert server.status()["workers"][0]["restarts"] == 0
 
 
+@pytest.mark.slow
 def test_the_out_of_memory_killer_is_a_death_like_any_other(start: Start) -> None:
     """R17, as far as it goes without limits of the kernel: SIGKILL at an allocation of a running job."""
     server = start(step_s=0.05)

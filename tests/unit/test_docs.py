@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
         for route in api.routes(front).routes
         if isinstance(route, APIRoute)
     }
-    assert len(routes) >= 20
+    assert len(routes) >= 19
     for path in routes:
         assert f"{path}`" in page, path
 
@@ -62,6 +63,16 @@ def test_every_metric_is_documented() -> None:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` ")), "")
         assert family.documentation in row, name
+
+
+def test_the_figures_of_the_chaos_campaign_are_the_recorded_ones() -> None:
+    page = _page("docs/reliability.md")
+    found = json.loads(_page("benchmarks/results/chaos.json"))
+    assert (found["accepted"], found["worker_kills"], found["server_kills"]) == (1000, 50, 50)
+    assert not any(found[name] for name in ("lost", "failed", "wrong_pictures", "duplicated", "left_over"))
+    assert f"| {found['attempts']['2']}, {found['attempts']['3']} |" in page
+    for name in ("server_recovery_s", "worker_recovery_s"):
+        assert f"median {found[name]['median']:.2f} s, at most {found[name]['max']:.2f} s" in page
 
 
 def test_every_member_of_a_request_is_documented() -> None:
