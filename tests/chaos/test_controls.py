@@ -107,9 +107,3 @@ def test_files_that_stay_open_are_found(start: Start) -> None:
     files = server.open_files()
     with connected(server, 10, b"GET"):
         server.poll(lambda: server.open_files() >= files + 10)
-
-
-def test_a_server_without_the_second_attempt_would_be_found(start: Start) -> None:
-    """The requeue of R01, switched off by a job that kills each of its three workers."""
-    server = start("--faults", "engine.begin=kill")
-    assert server.wait_for(server.submit()["id"])["status"] == "failed"

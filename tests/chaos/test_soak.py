@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+from pathlib import Path
 
 import psutil
 import pytest
 
+from safelight.checkpoint import open_checkpoint
+from safelight.engine.model_manager import ModelManager
 from tests.chaos.chaos_server import at_once
 from tests.chaos.conftest import Start
+from tests.checkpoints import make_checkpoint
 
 MB = 1e6
 
@@ -45,3 +51,23 @@ def test_a_thousand_jobs_leave_no_memory_no_files_and_no_threads(start: Start) -
     accepted = server.metric("requests_accepted_total")
     assert server.metric("requests_total") == accepted > 700
     assert server.metric("requests_total", status="failed") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fifty_loads_leave_no_memory_and_no_shared_memory(tmp_path: Path) -> None:
+    """R51: of a tiny FLUX in the real classes; the first five are for caches."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "tiny")))
+
+    async def load_and_free() -> None:
+        async with ModelManager() as manager:
+            await manager.load_model(checkpoint, "cpu")
+
+    own = psutil.Process()
+    for number in range(50):
+        asyncio.run(load_and_free())
+        if number == 4:
+            rss, files, shared = own.memory_info().rss, own.num_fds(), len(os.listdir("/dev/shm"))
+    assert own.memory_info().rss - rss < 10 * MB
+    assert own.num_fds() <= files
+    assert len(os.listdir("/dev/shm")) == shared
