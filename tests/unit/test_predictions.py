@@ -80,6 +80,20 @@ async def test_a_wait_that_is_over_says_starting_since_sdks_poll_on_from_that_on
         assert found is not None and found.groups() == ("25", "1", "4")
 
 
+@pytest.mark.parametrize("behaviour", ["never_finishes_loading", "fails_to_load"])
+async def test_an_accepted_job_that_nobody_works_on_now_is_no_error(
+    behaviour: str, tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    async with running_front(tmp_path, behaviour, model=str(checkpoint_dir)) as front, serving(front) as client:
+        asking = asyncio.create_task(client.post(URL, json=BODY, headers={"prefer": "wait=20"}))
+        await until(front.changes, lambda: front.ledger.count(JobStatus.QUEUED) == 1)
+        if behaviour == "never_finishes_loading":
+            await front.drain()
+        answer = await asking
+        assert (answer.status_code, answer.json()["status"]) == (201, "starting")
+        assert front.ledger.count(JobStatus.QUEUED) == 1
+
+
 async def test_respond_async_is_a_202(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with running_front(tmp_path, model=str(checkpoint_dir)) as front, serving(front) as client:
         answer = await client.post(URL, json=BODY, headers={"prefer": "respond-async"})

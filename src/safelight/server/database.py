@@ -215,6 +215,14 @@ class JobDatabase:
         )
         return [_job(row) for row in rows]
 
+    def result_files(self) -> set[str]:
+        """Names of all result files."""
+        rows = self._connection.execute(
+            "SELECT json_extract(image.value, '$.file') "
+            "FROM jobs, json_each(CAST(jobs.result AS TEXT), '$.images') AS image WHERE jobs.result IS NOT NULL"
+        )
+        return {name for (name,) in rows}
+
     def result_bytes(self) -> int:
         """Bytes of all result files."""
         (total,) = self._connection.execute("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs").fetchone()

@@ -5,15 +5,17 @@ A job can be seen by who made it only: for everyone else it does not exist.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.errors import InvalidValue, NotFound, UnsupportedValue
+from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown, UnsupportedValue
 from safelight.jobs import Job, JobRequest, JobStatus
 from safelight.model_card import ModelCard
 from safelight.params import MAX_IMAGES, ImageFormat
@@ -101,7 +103,9 @@ def routes(front: Front) -> APIRouter:
     async def cancel(prediction_id: str, request: Request) -> dict[str, Any]:
         """Cancels a waiting job at once, a running one at its next step; a finished one is returned unchanged."""
         job = await _find(front, prediction_id, request)
-        await front.dispatcher.cancel(job)
+        with contextlib.suppress(TimeoutError):  # it goes on by itself once the disk takes it
+            async with asyncio.timeout(_CANCEL_WAIT_S):
+                await front.dispatcher.cancel(job)
         await follow(request, front.dispatcher, job, OnDisconnect.KEEP, _CANCEL_WAIT_S)
         return _shown(front, job, request)
 
@@ -143,7 +147,9 @@ async def _create(
         key,
     )
     if wait_s:
-        await follow(request, front.dispatcher, job, on_disconnect, wait_s)
+        # Nobody works on it now, but it is accepted and will be done: that is an answer, not an error.
+        with contextlib.suppress(ShuttingDown, LoadError):
+            await follow(request, front.dispatcher, job, on_disconnect, wait_s)
     return _created(front, job, request, wait_s)
 
 

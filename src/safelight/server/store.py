@@ -198,9 +198,7 @@ class JobStore:
                 self._database.requeue(job.id, job.attempt, job.crashes)
                 job.move_to(JobStatus.QUEUED)
                 job.started_s = None
-        finished = self._database.finished_before(float("inf"), -1)
-        kept = {image.file for job in finished if isinstance(job.outcome, JobResult) for image in job.outcome.images}
-        if strays := self.results.keep_only(kept):
+        if strays := self.results.keep_only(self._database.result_files()):
             log.info("removed %d files of attempts that were cut off", strays)
         return jobs
 
