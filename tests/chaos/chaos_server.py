@@ -34,14 +34,20 @@ class ChaosServer(ServerProcess):
     """On a data directory that outlives it: ``restart`` starts the next one on the same port."""
 
     def __init__(
-        self, folder: Path, *arguments: str, model: str = STUB_MODEL, step_s: float = 0.01, **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        model: str = STUB_MODEL,
+        step_s: float = 0.01,
+        port: int = 0,
+        **environment: str,
     ) -> None:
         self.folder = folder
         self.mark = environment.setdefault(MARK, uuid.uuid4().hex)
         self.options = (arguments, model, step_s, environment)
         super().__init__(
             folder,
-            *("--model", model),
+            *("--model", model, "--port", str(port)),
             *arguments,
             environment={"STUB_STEP_S": str(step_s), **environment},
         )
@@ -49,8 +55,8 @@ class ChaosServer(ServerProcess):
     def restart(self, *arguments: str) -> ChaosServer:
         """The next server on this directory; ``arguments`` instead of the old ones if there are any."""
         old, model, step_s, environment = self.options
-        port = self.url.rpartition(":")[2]
-        return ChaosServer(self.folder, *(arguments or old), "--port", port, model=model, step_s=step_s, **environment)
+        port = int(self.url.rpartition(":")[2])
+        return ChaosServer(self.folder, *(arguments or old), model=model, step_s=step_s, port=port, **environment)
 
     def kill(self) -> None:
         """kill -9, and the end of every process that it started."""
@@ -156,6 +162,12 @@ class ChaosServer(ServerProcess):
         assert self.complaints() == []
         assert left_files(self.folder) == []
         assert damage(self.folder) == []
+
+
+def kill_left_processes(mark: str) -> None:
+    """Ends what a test that failed has left."""
+    for found in _marked(mark):
+        os.kill(int(found.split()[0]), signal.SIGKILL)
 
 
 def left_processes(mark: str, patience_s: float = 1.0) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.chaos_server import ChaosServer
+from tests.chaos.chaos_server import ChaosServer, kill_left_processes
 
 Start = Callable[..., ChaosServer]
 
@@ -25,7 +25,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         return servers[-1]
 
     yield start_one
-    for server in servers:
-        if server.process.poll() is None:
-            server.end()
-        server.__exit__(None, None, None)
+    try:
+        for server in servers:
+            if server.process.poll() is None:
+                server.end()
+    finally:
+        for server in servers:
+            kill_left_processes(server.mark)
+            server.__exit__(None, None, None)
