@@ -69,6 +69,11 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file to write [default: out.png]")
     parser.add_argument("--url", help="server to ask [default: http://127.0.0.1:8000 if one answers, else none]")
+    parser.add_argument(
+        "--api-key",
+        help=f"key for that server [env: {ENV_PREFIX}API_KEY]",
+        default=os.environ.get(f"{ENV_PREFIX}API_KEY"),
+    )
     parser.add_argument("--local", action="store_true", help="do not look for a server: start an engine here")
     parser.add_argument("--seed", type=int, help="seed that makes the same image again")
     parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")

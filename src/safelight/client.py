@@ -32,8 +32,9 @@ class Picture:
 class Client:
     """Talks to one server. ``url`` is its root, such as ``http://127.0.0.1:8000``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
 
     def is_alive(self) -> bool:
         """Whether a Safelight server answers there within a second."""
@@ -56,7 +57,7 @@ class Client:
             answer = httpx.post(
                 f"{self._url}/v1/images/generations",
                 json=body,
-                headers={"x-request-id": request_id},
+                headers=self._headers | {"x-request-id": request_id},
                 timeout=None,
                 trust_env=False,
             )
@@ -72,7 +73,9 @@ class Client:
         """Progress is a courtesy: a stream that breaks ends the bar, not the picture."""
         with (
             contextlib.suppress(httpx.HTTPError, ValueError, KeyError),
-            httpx.stream("GET", f"{self._url}/v1/status/stream", timeout=None, trust_env=False) as events,
+            httpx.stream(
+                "GET", f"{self._url}/v1/status/stream", headers=self._headers, timeout=None, trust_env=False
+            ) as events,
         ):
             was_seen = False
             for line in events.iter_lines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -17,11 +18,21 @@ ENV_PREFIX = "SAFELIGHT_"
 EMBEDDED_MODEL = "safelight/shapes"
 STUB_MODEL = "safelight/stub"
 
+_NO_SETTINGS = (f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}API_KEY")
+_MIN_KEY_CHARS = 8
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
-def _setting(default: object, help_text: str, parse: Callable[[str], object]) -> Any:
-    return field(default=default, metadata={"help": help_text, "parse": parse})
+def _setting(default: object, help_text: str, parse: Callable[[str], object], *, is_secret: bool = False) -> Any:
+    return field(default=default, metadata={"help": help_text, "parse": parse, "is_secret": is_secret})
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key by its name; of the key itself only the hash is kept, in hexadecimal."""
+
+    name: str
+    sha256: str
 
 
 def _text(value: str) -> str:
@@ -65,6 +76,38 @@ def _device(value: str) -> str:
     if len({int(index) for index in indices}) != len(indices):
         raise ValueError("names a device twice")
     return value
+
+
+def _keys(value: str) -> tuple[ApiKey, ...]:
+    """``NAME=KEY,NAME=sha256:HEX``. An empty value is a mistake, never an open door."""
+    keys = tuple(_key(part) for part in value.split(","))
+    if len({key.name for key in keys}) != len(keys):
+        raise ValueError("names a key twice")
+    return keys
+
+
+def _key(text: str) -> ApiKey:
+    name, _, key = (part.strip() for part in text.partition("="))
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not key:
+        raise ValueError("has an entry that is not NAME=KEY")
+    if key.startswith("sha256:"):
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
+            raise ValueError("has a hash that is not sha256: and 64 hexadecimal digits")
+        return ApiKey(name, key.removeprefix("sha256:"))
+    if len(key) < _MIN_KEY_CHARS:
+        raise ValueError(f"has a key of fewer than {_MIN_KEY_CHARS} characters")
+    return ApiKey(name, hashlib.sha256(key.encode()).hexdigest())
+
+
+def _words(pattern: str, what: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in value.split(",") if word.strip())
+        for word in words:
+            if not re.fullmatch(pattern, word):
+                raise ValueError(f"has {word!r}, which is not {what}")
+        return words
+
+    return parse
 
 
 def _faults(value: str) -> str:
@@ -130,6 +173,23 @@ class Config:
     write_timeout_s: float = _setting(
         30.0, "seconds that a client may lag behind reading 8 KiB/s before it is cut off", _seconds
     )
+    api_keys: tuple[ApiKey, ...] = _setting(
+        (), "keys that clients must send, as NAME=KEY,NAME=sha256:HEX; empty: no key is needed", _keys, is_secret=True
+    )
+    admin_keys: tuple[ApiKey, ...] = _setting(
+        (), "the same for keys that may also load models and the like", _keys, is_secret=True
+    )
+    insecure: bool = _setting(False, "true: listen on other addresses than loopback without API keys", _truth)
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        "names that the Host header may have, beside loopback; empty: on loopback no others, else any",
+        _words(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", "a host name without a port"),
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (),
+        "origins of web pages that may ask, such as https://app.example.org; empty: this server's only",
+        _words(r"https?://[A-Za-z0-9.:\[\]-]+", "an origin such as https://app.example.org"),
+    )
     recover: bool = _setting(False, "true: move a damaged job database aside and begin with an empty one", _truth)
     faults: str = _setting("", "fault points for tests, such as engine.step@3=kill; only on a loopback host", _faults)
     log_level: str = _setting("info", "least level that is logged", _one_of("debug", "info", "warning", "error"))
@@ -149,7 +209,7 @@ def load_config(
     for name, value in _read_file(config_file).items():
         texts[name] = (f"{config_file}: {name}", value)
     for key, value in environment.items():
-        if key.startswith(ENV_PREFIX) and key != f"{ENV_PREFIX}CONFIG":
+        if key.startswith(ENV_PREFIX) and key not in _NO_SETTINGS:
             texts[key.removeprefix(ENV_PREFIX).lower()] = (key, value)
     for name, flag in flags.items():
         if flag is not None:
@@ -164,7 +224,8 @@ def _parse(setting: Field[Any], source: str, value: str) -> Any:
     try:
         return setting.metadata["parse"](value)
     except ValueError as error:
-        raise ConfigError(f"{source}={value!r} {error}", param=setting.name) from None
+        shown = "***" if setting.metadata["is_secret"] else repr(value)
+        raise ConfigError(f"{source}={shown} {error}", param=setting.name) from None
 
 
 def _read_file(path: Path | None) -> dict[str, str]:

@@ -13,6 +13,10 @@ SafelightError
 │   ├── InvalidValue       400
 │   ├── InvalidSize        400
 │   └── UnsupportedValue   400  legal elsewhere, but not on this server or model
+├── Unauthorized           401  no API key, or none that this server knows
+├── PermissionDenied       403
+│   └── OriginNotAllowed   403  a web page of another origin asked
+├── HostNotAllowed         421  the Host header names another server
 ├── NotFound               404
 │   └── ModelNotFound      404
 ├── MethodNotAllowed       405
@@ -135,6 +139,30 @@ class UnsupportedValue(InvalidRequest):
     """The value is legal elsewhere, but this server or model does not offer it."""
 
     code, title = "unsupported_value", "Unsupported value"
+
+
+class Unauthorized(SafelightError):
+    """No API key was sent, or none that this server knows."""
+
+    code, status, error_type, title = "invalid_api_key", 401, "invalid_request_error", "API key needed"
+
+
+class PermissionDenied(SafelightError):
+    """The key is known, but may not do this."""
+
+    code, status, error_type, title = "permission_denied", 403, "invalid_request_error", "Permission denied"
+
+
+class OriginNotAllowed(PermissionDenied):
+    """A web page of another origin asked, through the browser of somebody who may."""
+
+    code, title = "origin_not_allowed", "Origin not allowed"
+
+
+class HostNotAllowed(SafelightError):
+    """The Host header names another server: DNS rebinding, or a proxy that was not announced."""
+
+    code, status, error_type, title = "host_not_allowed", 421, "invalid_request_error", "Host not allowed"
 
 
 class NotFound(SafelightError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safelight.config import ENV_PREFIX, Config, load_config, parse_size, settings
+from safelight.config import ENV_PREFIX, ApiKey, Config, load_config, parse_size, settings
 from safelight.errors import ConfigError
 
 VALID: dict[str, tuple[str, Any]] = {
@@ -31,6 +31,11 @@ VALID: dict[str, tuple[str, Any]] = {
     "head_timeout_s": ("1.5", 1.5),
     "body_timeout_s": ("60", 60.0),
     "write_timeout_s": ("60", 60.0),
+    "api_keys": (f"a=sha256:{'0' * 64}", (ApiKey("a", "0" * 64),)),
+    "admin_keys": (f"b=sha256:{'1' * 64}", (ApiKey("b", "1" * 64),)),
+    "insecure": ("TRUE", True),
+    "allowed_hosts": ("a.example, b.example", ("a.example", "b.example")),
+    "allowed_origins": ("https://a.example", ("https://a.example",)),
     "recover": ("true", True),
     "faults": ("engine.step@3=kill", "engine.step@3=kill"),
     "log_level": ("debug", "debug"),
@@ -80,6 +85,14 @@ WRONG: list[tuple[str, str]] = [
     ("head_timeout_s", "inf"),
     ("body_timeout_s", "-1"),
     ("write_timeout_s", "x"),
+    ("api_keys", ""),
+    ("api_keys", "a=short"),
+    ("admin_keys", "secret-without-a-name"),
+    ("insecure", "on"),
+    ("allowed_hosts", "a.example:80"),
+    ("allowed_hosts", "https://a.example"),
+    ("allowed_origins", "a.example"),
+    ("allowed_origins", "https://a.example/"),
     ("recover", "yes"),
     ("recover", "1"),
     ("faults", "kill"),
@@ -135,10 +148,11 @@ def test_a_file_may_use_toml_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "text"), WRONG, ids=lambda text: text[:20].encode("ascii", "replace").decode())
 def test_a_wrong_value_names_the_key_and_the_value(name: str, text: str, tmp_path: Path) -> None:
     flag, variable = f"--{name.replace('_', '-')}", ENV_PREFIX + name.upper()
+    shown = "***" if name.endswith("_keys") else repr(text)
     sources: dict[str, Callable[[], Config]] = {
-        f"{flag}={text!r}": lambda: load_config({name: text}, {}),
-        f"{variable}={text!r}": lambda: load_config({}, {variable: text}),
-        f"{name}={text!r}": lambda: load_config({}, {}, _file(tmp_path, f"{name} = '{text}'")),
+        f"{flag}={shown}": lambda: load_config({name: text}, {}),
+        f"{variable}={shown}": lambda: load_config({}, {variable: text}),
+        f"{name}={shown}": lambda: load_config({}, {}, _file(tmp_path, f"{name} = '{text}'")),
     }
     for named, load in sources.items():
         with pytest.raises(ConfigError) as caught:

@@ -44,7 +44,7 @@ class Refusals:
     ) -> httpx.Response:
         self.submitted.clear()
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post(
                 path, content=content, headers={"content-type": "application/json"} | (headers or {})
             )

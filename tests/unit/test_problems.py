@@ -42,7 +42,7 @@ async def _answer_to(error: Exception, path: str = "/v1/images/x") -> httpx.Resp
         raise error
 
     transport = httpx.ASGITransport(RequestId(app), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.get(path, headers={"x-request-id": "req_mine"})
 
 
@@ -258,6 +258,6 @@ async def test_a_2_mb_body_is_a_413_in_our_form_over_the_wire(tmp_path: Path, ch
 async def test_every_answer_of_every_route_has_an_id(tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
     transport = httpx.ASGITransport(create_app(front), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in ("/livez", "/readyz", "/v1/status", "/v1/models", "/openapi.json", "/nothing", URL):
             assert (await client.get(path)).headers["x-request-id"].startswith("req_"), path

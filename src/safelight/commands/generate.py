@@ -29,7 +29,7 @@ def generate(args: argparse.Namespace) -> int:
     image_format = _FORMATS.get(args.output.suffix.lower())
     if image_format is None:
         raise InvalidValue(f"--output {args.output} must end in .png, .jpg or .webp", param="output")
-    client = None if args.local else _find_server(args.url)
+    client = None if args.local else _find_server(args.url, args.api_key)
     with _progress() as on_step:
         if client is not None:
             picture = client.generate(_body(args, image_format), on_step)
@@ -39,8 +39,8 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_server(url: str | None) -> Client | None:
-    client = Client(url or _DEFAULT_URL)
+def _find_server(url: str | None, api_key: str | None) -> Client | None:
+    client = Client(url or _DEFAULT_URL, api_key)
     if client.is_alive():
         return client
     if url:

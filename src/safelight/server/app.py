@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from safelight import __version__
 from safelight.server import health, images, models, predictions, problems
+from safelight.server.admission import Admission
 from safelight.server.body_limit import BodyLimit
 from safelight.server.front import Front
 from safelight.server.request_id import RequestId
@@ -20,4 +22,8 @@ def create_app(front: Front) -> ASGIApp:
     for api in (health, predictions, models, images):
         app.include_router(api.routes(front))
     problems.install(app)
-    return RequestId(BodyLimit(app, MAX_JSON_BYTES))
+    if front.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=front.config.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return RequestId(Admission(BodyLimit(app, MAX_JSON_BYTES), front.config))

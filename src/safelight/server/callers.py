@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import re
@@ -13,30 +11,22 @@ from fastapi import Request
 from safelight.errors import InvalidValue
 from safelight.server.database import IdempotencyKey
 from safelight.server.follow import OnDisconnect
+from safelight.server.keys import Caller
 
 MAX_WAIT_S = 60
 _MAX_KEY_CHARS = 255
 _MAX_PRIORITY = 9
-_KEY_HEADERS = ("x-key", "api-key", "x-api-key", "x-goog-api-key")
-_SCHEMES = ("bearer", "token", "key")
 
 
 def owner_of(request: Request) -> str:
-    """A hash of the API key that came with the request, empty without one: the key itself is kept nowhere."""
-    key = _api_key(request)
-    return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ""
+    """The name of the caller's API key, or without configured keys a hash of whatever was sent as one."""
+    caller: Caller | None = request.scope.get("safelight.caller")
+    return caller.name if caller else ""
 
 
-def _api_key(request: Request) -> str:
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() in _SCHEMES:
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return value
-    return next((request.headers[name] for name in _KEY_HEADERS if name in request.headers), "")
+def is_known(request: Request) -> bool:
+    """Whether the caller may see more than the public does."""
+    return request.scope.get("safelight.caller") is not None
 
 
 async def idempotency_of(request: Request, client_id: str | None = None) -> IdempotencyKey | None:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from safelight.server.callers import is_known
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
 from safelight.server.status import ServerStatus
@@ -37,15 +38,15 @@ def routes(front: Front) -> APIRouter:
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz")
     @router.get("/v2/health/ready", include_in_schema=False)
-    async def readyz() -> JSONResponse:
+    async def readyz(request: Request) -> JSONResponse:
         """200 only while jobs are taken and stored, and the server does not drain; the body says what is missing."""
-        return _probe(front, ok=front.is_ready)
+        return _probe(front, request, ok=front.is_ready)
 
     @router.head("/startupz", include_in_schema=False)
     @router.get("/startupz")
-    async def startupz() -> JSONResponse:
+    async def startupz(request: Request) -> JSONResponse:
         """200 from the first warm-up image on."""
-        return _probe(front, ok=front.has_started)
+        return _probe(front, request, ok=front.has_started)
 
     @router.get("/v1/status")
     async def status() -> dict[str, Any]:
@@ -65,9 +66,10 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _probe(front: Front, *, ok: bool) -> JSONResponse:
+def _probe(front: Front, request: Request, *, ok: bool) -> JSONResponse:
     headers = {} if ok else {"retry-after": str(_RETRY_AFTER_S.get(front.state, 2))}
-    return JSONResponse(front.status(), status_code=200 if ok else 503, headers=headers)
+    body = front.status() if is_known(request) else {"status": front.state.value}
+    return JSONResponse(body, status_code=200 if ok else 503, headers=headers)
 
 
 async def _events(front: Front) -> AsyncIterator[str]:

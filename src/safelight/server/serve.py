@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ import uvicorn
 from safelight import faults
 from safelight.config import Config
 from safelight.errors import ConfigError
+from safelight.server.admission import is_loopback
 from safelight.server.app import create_app
 from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
@@ -46,6 +46,7 @@ class _Server(uvicorn.Server):
 def serve(config: Config) -> int:
     """Runs the server until a signal; returns the exit code. Raises ``PortInUse`` or ``ConfigError`` at once."""
     with bind(config.host, config.port) as sock:
+        _refuse_to_be_open(config, sock)
         _make_data_dir(config)
         logging.basicConfig(
             level=config.log_level.upper(),
@@ -57,8 +58,17 @@ def serve(config: Config) -> int:
             return asyncio.run(_serve(config, sock, store))
 
 
+def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
+    if not (is_loopback(sock.getsockname()[0]) or config.api_keys or config.admin_keys or config.insecure):
+        raise ConfigError(
+            f"--host={config.host!r} can be reached from outside: set SAFELIGHT_API_KEYS=NAME=KEY, "
+            "or --insecure true if anybody may ask",
+            param="host",
+        )
+
+
 def _arm_faults(config: Config, sock: socket.socket) -> None:
-    if config.faults and not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+    if config.faults and not is_loopback(sock.getsockname()[0]):
         raise ConfigError(f"--faults={config.faults!r} is for tests: only on a loopback address", param="faults")
     faults.arm(config.faults, config.data_dir / "faults")
 

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
+from safelight.config import ENV_PREFIX
 from safelight.protocol import Channel, Message, Shutdown, WorkerMessage
 
 WORKER_COMMAND = (sys.executable, "-m", "safelight.engine.worker")
@@ -42,7 +43,7 @@ class WorkerProcess:
                     *options,
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    env={**os.environ, **environment},
+                    env=_without_secrets(os.environ) | dict(environment),
                     # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
                     process_group=0,
                 )
@@ -92,3 +93,8 @@ class WorkerProcess:
             return await self._process.wait()
         finally:
             self._channel.close()
+
+
+def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """API keys are the front's; a worker reads none of its settings from the environment."""
+    return {name: value for name, value in environment.items() if not name.startswith(ENV_PREFIX)}
