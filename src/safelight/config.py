@@ -167,6 +167,7 @@ class Config:
     result_limit_mb: int = _setting(
         4096, "megabytes of images that are kept; the oldest finished jobs go first", _whole_number(1, 10**9)
     )
+    link_ttl_s: float = _setting(3600.0, "seconds that the address of a picture works without a key", _seconds)
     max_connections: int = _setting(12_000, "connections that may be open at once", _whole_number(10, 1_000_000))
     head_timeout_s: float = _setting(10.0, "seconds that a client may take to send a request's head", _seconds)
     body_timeout_s: float = _setting(30.0, "seconds that a client may take to send a request's body", _seconds)

@@ -119,6 +119,10 @@ class Job:
             raise self.outcome.as_exception()
         raise InvalidTransition(f"{self.id} is {self.status}: it has no result")
 
+    def raise_unless_succeeded(self) -> None:
+        """Raises what a job ended with that did not end well."""
+        _ = self.result
+
     def move_to(self, status: JobStatus) -> None:
         """Raises ``InvalidTransition`` for a move that is not in the table."""
         if status not in _NEXT.get(self.status, frozenset()):

@@ -13,7 +13,8 @@ from fastapi.routing import APIRoute
 from safelight import __version__
 from safelight.cli import build_parser
 from safelight.config import settings
-from safelight.server import health, images, models, predictions
+from safelight.server import bfl, images, predictions
+from safelight.server.app import APIS
 from safelight.server.metrics import GAUGES, Metrics
 from tests.unit.running_front import make_front
 
@@ -45,11 +46,11 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
     front = make_front(tmp_path)
     routes = {
         route.path.replace(":path", "")
-        for api in (health, predictions, models, images)
+        for api in APIS
         for route in api.routes(front).routes
         if isinstance(route, APIRoute)
     }
-    assert len(routes) >= 19
+    assert len(routes) >= 40
     for path in routes:
         assert f"{path}`" in page, path
 
@@ -77,7 +78,7 @@ def test_the_figures_of_the_chaos_campaign_are_the_recorded_ones() -> None:
 
 def test_every_member_of_a_request_is_documented() -> None:
     page = _page("docs/http-api.md")
-    kinds = (images.ImagesRequest, predictions.PredictionRequest, predictions.PredictionInput)
+    kinds = (images.ImagesRequest, predictions.PredictionRequest, predictions.PredictionInput, bfl.FluxRequest)
     for name in [name for kind in kinds for name in kind.model_fields]:
         assert f"`{name}`" in page, name
 

@@ -135,7 +135,6 @@ WRONG_MEMBERS: list[tuple[str, str, str, str]] = [
     ),
     *(("output_format", text, "invalid_value", "output_format") for text in ('"gif"', '"PNG"', '""', "1", '"svg"')),
     *(("response_format", text, "invalid_value", "response_format") for text in ('"base64"', "true")),
-    ("response_format", '"url"', "unsupported_value", "response_format"),
     ("background", '"transparent"', "unsupported_value", "background"),
     ("background", '"blue"', "invalid_value", "background"),
     ("stream", "true", "unsupported_value", "stream"),

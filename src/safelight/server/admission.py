@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from safelight.config import Config
 from safelight.errors import HostNotAllowed, OriginNotAllowed, PermissionDenied, SafelightError, Unauthorized
 from safelight.server.keys import ApiKeys, Caller
+from safelight.server.links import PREFIX as SIGNED_PREFIX
 from safelight.server.problems import problem
 
 PUBLIC_PATHS = frozenset({"/livez", "/health", "/ping", "/v2/health/live", "/readyz", "/v2/health/ready", "/startupz"})
-"""Health only; with keys configured, what they tell without one is a single word."""
+"""Health only; with keys configured, what they tell without one is a single word. Signed links carry their own key."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ADMIN_SUFFIX = "/load"
@@ -52,7 +53,7 @@ class Admission:
         if method not in _SAFE_METHODS:
             self._check_origin(headers)
         caller = self._keys.caller(headers)
-        if caller is None and path not in PUBLIC_PATHS:
+        if caller is None and path not in PUBLIC_PATHS and not path.startswith(SIGNED_PREFIX):
             raise Unauthorized("this server needs an API key: send one as Authorization: Bearer KEY")
         if method == "POST" and path.endswith(_ADMIN_SUFFIX) and not (caller and caller.is_admin):
             raise PermissionDenied("this needs an admin key")

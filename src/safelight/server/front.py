@@ -20,6 +20,7 @@ from safelight.server.devices import resolve_devices
 from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
+from safelight.server.links import PictureLinks
 from safelight.server.metrics import Metrics
 from safelight.server.queue import JobQueue
 from safelight.server.served_model import ServedModel
@@ -51,6 +52,7 @@ class Front:
         self.dispatcher = Dispatcher(self.ledger, self.workers, self.changes, self.metrics)
         self.is_draining = False
         self.is_stopped = False
+        self.links = PictureLinks(config.data_dir, config.link_ttl_s)
         self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -25,9 +25,9 @@ class GenerationRequest(BaseModel):
     prompt: str
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_inference_steps: int | None = None
-    steps: int | None = Field(None, description="alias of num_inference_steps")
+    steps: int | None = Field(default=None, description="alias of num_inference_steps")
     guidance_scale: float | None = None
-    guidance: float | None = Field(None, description="alias of guidance_scale")
+    guidance: float | None = Field(default=None, description="alias of guidance_scale")
     negative_prompt: str | None = None
     true_cfg_scale: float | None = None
     width: int | None = None

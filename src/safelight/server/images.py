@@ -12,16 +12,17 @@ from pydantic import Field
 
 from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
-from safelight.jobs import Job, JobRequest, JobResult
+from safelight.jobs import Job, JobResult
 from safelight.model_card import ModelCard
 from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat
-from safelight.server.callers import idempotency_of, on_disconnect_of, owner_of, priority_of
+from safelight.server.callers import idempotency_of, on_disconnect_of
+from safelight.server.files import picture_response
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
-from safelight.server.pictures import Base64File, Part, file_response, json_response
-from safelight.server.request_id import request_id_of
+from safelight.server.pictures import Base64File, Part, json_response
 from safelight.server.strict_json import StrictJSONRoute
+from safelight.server.submission import submit
 
 
 class ImagesRequest(GenerationRequest):
@@ -60,15 +61,17 @@ def routes(front: Front) -> APIRouter:
         key = await idempotency_of(request)
         # Who sends a key will ask again, and then wants the picture.
         on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
-        asked = JobRequest(
-            params=params,
-            request_id=request_id_of(request.scope),
-            owner=owner_of(request),
-            priority=priority_of(request),
-        )
-        job = await front.dispatcher.submit(asked, key)
+        job = await submit(front, request, "images", params, key)
         await follow(request, front.dispatcher, job, on_disconnect)
-        return await (_picture(front, job) if wants_image else _answer(front, body, job, card.size_multiple))
+        job.raise_unless_succeeded()
+        if wants_image:
+            return await picture_response(front, job, 0)
+        return await _answer(front, request, body, job, card.size_multiple)
+
+    @router.options("/generations", include_in_schema=False)
+    async def options() -> Response:
+        """SillyTavern's way of asking whether anybody is there."""
+        return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
 
     return router
 
@@ -86,8 +89,6 @@ def _refuse_unsupported(body: ImagesRequest) -> None:
     if body.stream or body.partial_images:
         name = "stream" if body.stream else "partial_images"
         raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
-    if body.response_format == "url":
-        raise UnsupportedValue("response_format url is not offered: b64_json is", param="response_format")
     if body.background == "transparent":
         raise UnsupportedValue("background transparent is not offered: FLUX draws opaque pictures", param="background")
 
@@ -108,12 +109,7 @@ def _headers(job: Job) -> dict[str, str]:
     return {"x-seed": str(job.params.seed), "x-job-id": job.id}
 
 
-async def _picture(front: Front, job: Job) -> Response:
-    image = job.result.images[0]
-    return await file_response(front.store.results.path(image.file), image.format.media_type, _headers(job))
-
-
-async def _answer(front: Front, body: ImagesRequest, job: Job, size_multiple: int) -> Response:
+async def _answer(front: Front, request: Request, body: ImagesRequest, job: Job, size_multiple: int) -> Response:
     result, params = job.result, job.params
     tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
     rest = {
@@ -125,8 +121,23 @@ async def _answer(front: Front, body: ImagesRequest, job: Job, size_multiple: in
         "warnings": result.warnings + _ignored(body),
         "params": params,
     }
-    parts: list[Part] = [msgspec.json.encode(rest)[:-1], b',"data":[', *_images(front, result), b"]}"]
+    data = _links(front, request, job) if _wants_links(body) else _images(front, result)
+    parts: list[Part] = [msgspec.json.encode(rest)[:-1], b',"data":[', *data, b"]}"]
     return await json_response(parts, _headers(job))
+
+
+def _wants_links(body: ImagesRequest) -> bool:
+    """What OpenAI's API did for its older models, and what clients that name them still expect."""
+    return body.response_format == "url" or (body.response_format is None and (body.model or "").startswith("dall-e"))
+
+
+def _links(front: Front, request: Request, job: Job) -> list[Part]:
+    base_url = str(request.base_url).rstrip("/")
+    entries = [
+        {"url": base_url + front.links.path(job.id, index), "seed": image.seed}
+        for index, image in enumerate(job.result.images)
+    ]
+    return [msgspec.json.encode(entries)[1:-1]]
 
 
 def _images(front: Front, result: JobResult) -> list[Part]:

@@ -17,8 +17,12 @@ _STATUS = {
 _BAR_CHARS = 10
 
 
-def prediction(job: Job, model: str, base_url: str, position: int | None, eta_s: float | None) -> dict[str, Any]:
-    """The body of each answer of the job API. ``position`` counts the jobs before this one, ``eta_s`` is to its end."""
+def prediction(
+    job: Job, model: str, base_url: str, output: list[str], position: int | None, eta_s: float | None
+) -> dict[str, Any]:
+    """The body of each answer of the job API. ``output`` is where the pictures are once the job has succeeded,
+    ``position`` how many jobs are before this one, ``eta_s`` the time to its end.
+    """
     name = job.request.client_id or job.id
     url = f"{base_url}/v1/predictions/{name}"
     error = job.outcome if isinstance(job.outcome, JobError) else None
@@ -29,7 +33,7 @@ def prediction(job: Job, model: str, base_url: str, position: int | None, eta_s:
         "version": model,
         "status": _STATUS[job.status],
         "input": job.request.input,
-        "output": [f"{url}/output/{index}" for index in range(len(result.images))] if result else None,
+        "output": output if result else None,
         "logs": _progress_line(job),
         "error": error and error.message,
         "error_code": error and error.code,

@@ -16,22 +16,21 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown, UnsupportedValue
-from safelight.jobs import Job, JobRequest, JobStatus
-from safelight.model_card import ModelCard
+from safelight.jobs import Job
 from safelight.params import MAX_IMAGES, ImageFormat
-from safelight.server.callers import idempotency_of, on_disconnect_of, owner_of, priority_of, wait_of
+from safelight.server.aspect import MEGAPIXEL, sized
+from safelight.server.callers import idempotency_of, on_disconnect_of, owner_of, wait_of
 from safelight.server.database import IdempotencyKey
+from safelight.server.files import picture_response
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
-from safelight.server.pictures import file_response
 from safelight.server.prediction import prediction
-from safelight.server.request_id import request_id_of
 from safelight.server.strict_json import StrictJSONRoute
+from safelight.server.submission import submit
 
 _PAGE_COUNT = 100
 _CANCEL_WAIT_S = 2.0
-_MEGAPIXEL = 1024 * 1024
 _FORMATS = {"png": ImageFormat.PNG, "jpg": ImageFormat.JPEG, "jpeg": ImageFormat.JPEG, "webp": ImageFormat.WEBP}
 
 ClientId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -112,12 +111,7 @@ def routes(front: Front) -> APIRouter:
     @router.get("/predictions/{prediction_id}/output/{index}", response_class=Response)
     async def output(prediction_id: str, index: int, request: Request) -> Response:
         """One picture of a job that succeeded."""
-        job = await _find(front, prediction_id, request)
-        if job.status is not JobStatus.SUCCEEDED or not 0 <= index < len(job.result.images):
-            raise NotFound(f"the job {prediction_id!r} has no picture {index}")
-        image = job.result.images[index]
-        headers = {"x-seed": str(image.seed), "cache-control": "private, immutable, max-age=86400"}
-        return await file_response(front.store.results.path(image.file), image.format.media_type, headers)
+        return await picture_response(front, await _find(front, prediction_id, request), index)
 
     return router
 
@@ -131,20 +125,13 @@ async def _create(
     _refuse_unsupported(body)
     asked = body.input
     output_format = _FORMATS[asked.output_format or "png"]
-    params = params_of(asked, card, _size(asked, card), asked.num_outputs, output_format, asked.output_quality)
+    area = None if asked.megapixels is None else float(asked.megapixels) * MEGAPIXEL
+    size = sized(card, asked.width, asked.height, asked.aspect_ratio, area)
+    params = params_of(asked, card, size, asked.num_outputs, output_format, asked.output_quality)
     wait_s = wait_of(request)
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP)
-    job = await front.dispatcher.submit(
-        JobRequest(
-            params=params,
-            request_id=request_id_of(request.scope),
-            owner=owner_of(request),
-            api="predictions",
-            priority=priority_of(request),
-            input=asked.model_dump(exclude_none=True),
-            client_id=client_id,
-        ),
-        key,
+    job = await submit(
+        front, request, "predictions", params, key, asked.model_dump(exclude_none=True), client_id=client_id
     )
     if wait_s:
         # Nobody works on it now, but it is accepted and will be done: that is an answer, not an error.
@@ -172,20 +159,6 @@ def _refuse_unsupported(body: PredictionRequest) -> None:
             raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
 
 
-def _size(asked: PredictionInput, card: ModelCard) -> tuple[int, int]:
-    """Width and height win; otherwise the aspect ratio at the area asked for, in sides that the model draws."""
-    width, height = float(card.default_width), float(card.default_height)
-    if asked.aspect_ratio is not None or asked.megapixels is not None:
-        across, down = map(int, (asked.aspect_ratio or "1:1").split(":"))
-        area = width * height if asked.megapixels is None else float(asked.megapixels) * _MEGAPIXEL
-        width, height = (area * across / down) ** 0.5, (area * down / across) ** 0.5
-    multiple = card.size_multiple
-    return (
-        round(width / multiple) * multiple if asked.width is None else asked.width,
-        round(height / multiple) * multiple if asked.height is None else asked.height,
-    )
-
-
 async def _find(front: Front, prediction_id: str, request: Request) -> Job:
     job = await front.ledger.find(prediction_id, owner_of(request))
     if job is None:
@@ -195,7 +168,9 @@ async def _find(front: Front, prediction_id: str, request: Request) -> Job:
 
 def _shown(front: Front, job: Job, request: Request) -> dict[str, Any]:
     dispatcher = front.dispatcher
-    return prediction(job, front.model.name, _base(request), dispatcher.position(job), dispatcher.eta_s(job))
+    base_url = _base(request)
+    output = [base_url + front.links.path(job.id, index) for index in range(job.params.num_images)]
+    return prediction(job, front.model.name, base_url, output, dispatcher.position(job), dispatcher.eta_s(job))
 
 
 def _base(request: Request) -> str:

@@ -1,4 +1,7 @@
-"""Error answers: OpenAI's ``error`` object merged with RFC 9457's members, so that SDKs of both kinds read them."""
+"""Error answers: OpenAI's ``error`` object merged with RFC 9457's members, so that SDKs of both kinds read them.
+
+Two APIs have forms of their own: Hugging Face's clients read ``error`` as text, AUTOMATIC1111's read ``detail``.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 _MAX_TEXT_CHARS = 1000
 _PLAIN_JSON_PATHS = ("/v1/images", "/v1/models")
 _PROBLEM_PATH = "/predictions"
+_HUGGING_FACE_PATHS = ("/models/", "/hf/")
+_SDAPI_PATH = "/sdapi/"
 _BY_PYDANTIC_TYPE: dict[str, type[InvalidRequest]] = {
     "missing": MissingParameter,
     "extra_forbidden": UnknownParameter,
@@ -62,6 +67,12 @@ def problem(request: Request, error: SafelightError) -> JSONResponse:
     should_retry = False if error.status < 429 else error.should_retry
     if should_retry is not None:
         headers["x-should-retry"] = str(should_retry).lower()
+    if path == "/" or path.startswith(_HUGGING_FACE_PATHS):
+        headers |= {"x-error-code": error.code, "x-error-message": message.encode("ascii", "replace").decode()}
+        return JSONResponse({"error": message}, status_code=error.status, headers=headers)
+    if path.startswith(_SDAPI_PATH):
+        body = {"error": type(error).__name__, "detail": message, "body": "", "errors": message}
+        return JSONResponse(body, status_code=error.status, headers=headers)
     plain = path.startswith(_PLAIN_JSON_PATHS) and not path.endswith(_PROBLEM_PATH)
     media_type = "application/json" if plain else "application/problem+json"
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)

@@ -1,0 +1,85 @@
+"""Black Forest Labs' API: a request that answers with where to ask for its result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import Field
+
+from safelight.errors import NotFound, UnsupportedValue
+from safelight.jobs import Job, JobError, JobStatus
+from safelight.params import ImageFormat
+from safelight.server.aspect import sized
+from safelight.server.callers import idempotency_of, owner_of
+from safelight.server.front import Front
+from safelight.server.generation_request import GenerationRequest, params_of
+from safelight.server.strict_json import StrictJSONRoute
+from safelight.server.submission import submit
+
+MODELS = ("flux-dev", "flux-schnell", "flux-pro", "flux-pro-1.1", "flux-pro-1.1-ultra")
+"""Paths under ``/v1/``; all of them mean the model that is served."""
+
+
+class FluxRequest(GenerationRequest):
+    """BFL's members. Those that a model of one's own has no notion of are accepted and have no effect."""
+
+    aspect_ratio: Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = None
+    output_format: Literal["png", "jpeg"] | None = None
+    image_prompt: str | None = None
+    input_image: str | None = None
+    webhook_url: str | None = None
+    webhook_secret: str | None = None
+    prompt_upsampling: bool | None = None
+    safety_tolerance: int | None = None
+    raw: bool | None = None
+
+
+def routes(front: Front) -> APIRouter:
+    """Thin: submit, and look again later."""
+    router = APIRouter(prefix="/v1", tags=["bfl"], route_class=StrictJSONRoute)
+
+    async def create(body: FluxRequest, request: Request) -> dict[str, str]:
+        """Accepts a job; ``polling_url`` tells how it is."""
+        card = await front.model.wait_for_card()
+        for name in ("image_prompt", "input_image", "webhook_url"):
+            if getattr(body, name):
+                raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
+        output_format = ImageFormat(body.output_format or "jpeg")
+        size = sized(card, body.width, body.height, body.aspect_ratio)
+        params = params_of(body, card, size, None, output_format, None)
+        job = await submit(front, request, "bfl", params, await idempotency_of(request))
+        return {"id": job.id, "polling_url": f"{str(request.base_url).rstrip('/')}/v1/get_result?id={job.id}"}
+
+    for model in MODELS:
+        router.add_api_route(f"/{model}", create, methods=["POST"], operation_id=f"bfl_{model}")
+
+    @router.get("/get_result")
+    async def get_result(id: str, request: Request) -> JSONResponse:
+        """How the job is, and where its picture is."""
+        job = await front.ledger.find(id, owner_of(request))
+        if job is None:
+            raise NotFound(f"there is no job {id!r}")
+        return JSONResponse(_result(front, job, str(request.base_url).rstrip("/")))
+
+    return router
+
+
+def _result(front: Front, job: Job, base_url: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": job.id, "status": "Pending", "result": None, "details": None, "preview": None}
+    shown["progress"] = round(job.step / job.params.total_steps, 4)
+    if isinstance(job.outcome, JobError):
+        # The only word for every bad end that its clients stop at.
+        return shown | {"status": "Error", "details": {"code": job.outcome.code, "message": job.outcome.message}}
+    if job.status is JobStatus.SUCCEEDED and job.started_s is not None and job.finished_s is not None:
+        result = {
+            "sample": base_url + front.links.path(job.id, 0),
+            "prompt": job.params.prompt,
+            "seed": job.params.seed,
+            "start_time": job.started_s,
+            "end_time": job.finished_s,
+            "duration": round(job.finished_s - job.started_s, 4),
+        }
+        return shown | {"status": "Ready", "progress": 1.0, "result": result}
+    return shown

@@ -1,0 +1,205 @@
+"""AUTOMATIC1111's ``/sdapi/v1``, as far as chat UIs and scripts use it; as lenient with members as the original."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+
+from safelight import __version__
+from safelight.jobs import Job, JobStatus
+from safelight.model_card import ModelCard
+from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat
+from safelight.server.callers import on_disconnect_of, owner_of
+from safelight.server.follow import OnDisconnect, follow
+from safelight.server.front import Front
+from safelight.server.generation_request import GenerationRequest, params_of
+from safelight.server.pictures import Base64File, Part, json_response
+from safelight.server.submission import submit
+
+_API = "sdapi"
+_EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "loras", "prompt-styles")
+
+
+class TextToImage(BaseModel):
+    """``cfg_scale`` has no effect: FLUX's guidance is Forge's ``distilled_cfg_scale``. Every sampler is Euler."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    prompt: str = ""
+    seed: int = -1
+    steps: int | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int = 1
+    n_iter: int = 1
+    distilled_cfg_scale: float | None = None
+    send_images: bool = True
+
+
+def routes(front: Front) -> APIRouter:
+    """``txt2img`` and what its clients ask before and meanwhile."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+
+    @router.post("/txt2img")
+    async def txt2img(body: TextToImage, request: Request) -> Response:
+        """Draws ``batch_size x n_iter`` pictures; ``info`` says what was really used."""
+        card = await front.model.wait_for_card()
+        job = await submit(front, request, _API, _params(body, card))
+        await follow(request, front.dispatcher, job, on_disconnect_of(request, OnDisconnect.CANCEL))
+        job.raise_unless_succeeded()
+        return await _answer(front, job, body)
+
+    @router.get("/progress")
+    async def progress(request: Request) -> dict[str, Any]:
+        """Of the caller's own job that runs; nothing else is anybody's business."""
+        running = [job for job in _own(front, request) if job.status is JobStatus.RUNNING]
+        return _progress(front, running[0] if running else None)
+
+    @router.post("/interrupt")
+    @router.post("/skip")
+    async def interrupt(request: Request) -> dict[str, Any]:
+        """Cancels what the caller waits for through this API, and nobody else's jobs."""
+        for job in _own(front, request):
+            await front.dispatcher.cancel(job)
+        return {}
+
+    _add_facts(router, front)
+    return router
+
+
+def _add_facts(router: APIRouter, front: Front) -> None:
+    """What there is to choose from: one model, one sampler."""
+
+    @router.get("/options")
+    async def options() -> dict[str, Any]:
+        return {"sd_model_checkpoint": front.model.name, "samples_format": "png"}
+
+    @router.post("/options")
+    async def set_options() -> None:
+        """Accepted whole, as clients send it; there is nothing to set."""
+
+    @router.get("/sd-models")
+    async def sd_models() -> list[dict[str, Any]]:
+        title = front.model.name
+        return [{"title": title, "model_name": title, "hash": None, "sha256": None, "filename": title, "config": None}]
+
+    @router.get("/samplers")
+    async def samplers() -> list[dict[str, Any]]:
+        return [{"name": "Euler", "aliases": ["euler"], "options": {}}]
+
+    @router.get("/schedulers")
+    async def schedulers() -> list[dict[str, Any]]:
+        return [{"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}]
+
+    async def nothing() -> list[Any]:
+        return []
+
+    for name in _EMPTY_LISTS:
+        router.add_api_route(f"/{name}", nothing, methods=["GET"], operation_id=f"sdapi_{name}")
+    empties: dict[str, dict[str, Any]] = {
+        "scripts": {"txt2img": [], "img2img": []},
+        "embeddings": {"loaded": {}, "skipped": {}},
+        "memory": {"ram": {}, "cuda": {}},
+        "cmd-flags": {},
+    }
+    for name, empty in empties.items():
+        router.add_api_route(f"/{name}", _constant(empty), methods=["GET"], operation_id=f"sdapi_{name}")
+
+
+def _constant(value: dict[str, Any]) -> Any:
+    async def answer() -> dict[str, Any]:
+        return value
+
+    return answer
+
+
+def _params(body: TextToImage, card: ModelCard) -> GenerationParams:
+    """Clients send the defaults of other models without being asked: steps and sizes are brought into range."""
+    asked = GenerationRequest(
+        prompt=body.prompt,
+        seed=None if body.seed < 0 else body.seed,
+        num_inference_steps=None if body.steps is None else min(body.steps, card.max_num_inference_steps),
+        guidance_scale=body.distilled_cfg_scale if card.has_guidance else None,
+    )
+    size = tuple(
+        _fitting(side, card) for side in (body.width or card.default_width, body.height or card.default_height)
+    )
+    count = min(max(body.batch_size, 1) * max(body.n_iter, 1), MAX_IMAGES)
+    return params_of(asked, card, (size[0], size[1]), count, ImageFormat.PNG, None)
+
+
+def _fitting(side: int, card: ModelCard) -> int:
+    multiple = card.size_multiple
+    return min(max(round(side / multiple) * multiple, card.min_size), card.max_size)
+
+
+def _own(front: Front, request: Request) -> list[Job]:
+    owner = owner_of(request)
+    return [job for job in front.ledger if job.request.api == _API and job.request.owner == owner]
+
+
+def _progress(front: Front, job: Job | None) -> dict[str, Any]:
+    done, total = (job.step, job.params.total_steps) if job else (0, 0)
+    eta_s = front.dispatcher.eta_s(job) if job else None
+    return {
+        "progress": done / total if total else 0.0,
+        "eta_relative": round(eta_s or 0.0, 2),
+        "state": {
+            "skipped": False,
+            "interrupted": False,
+            "stopping_generation": False,
+            "job": job.id if job else "",
+            "job_count": 1 if job else 0,
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_s if job else 0)),
+            "job_no": 0,
+            "sampling_step": done,
+            "sampling_steps": total,
+        },
+        "current_image": None,
+        "textinfo": None,
+    }
+
+
+async def _answer(front: Front, job: Job, body: TextToImage) -> Response:
+    parts: list[Part] = [b'{"images":[']
+    for number, image in enumerate(job.result.images if body.send_images else []):
+        parts += [b',"' if number else b'"', Base64File(front.store.results.path(image.file)), b'"']
+    info = msgspec.json.encode(_info(front, job)).decode()
+    rest = msgspec.json.encode({"parameters": body.model_dump(), "info": info})
+    parts += [b"],", rest[1:]]
+    return await json_response(parts, {"x-seed": str(job.params.seed), "x-job-id": job.id})
+
+
+def _info(front: Front, job: Job) -> dict[str, Any]:
+    params, count = job.params, job.params.num_images
+    text = (
+        f"{params.prompt}\nSteps: {params.num_inference_steps}, Sampler: Euler, Schedule type: Simple, "
+        f"Distilled CFG Scale: {params.guidance_scale}, Seed: {params.seed}, Size: {params.width}x{params.height}, "
+        f"Model: {front.model.name}, Version: Safelight {__version__}"
+    )
+    return {
+        "prompt": params.prompt,
+        "all_prompts": [params.prompt] * count,
+        "negative_prompt": "",
+        "seed": params.seed,
+        "all_seeds": list(params.seeds),
+        "width": params.width,
+        "height": params.height,
+        "sampler_name": "Euler",
+        "cfg_scale": 1.0,
+        "steps": params.num_inference_steps,
+        "batch_size": count,
+        "sd_model_name": front.model.name,
+        "sd_model_hash": None,
+        "extra_generation_params": {"Distilled CFG Scale": params.guidance_scale},
+        "index_of_first_image": 0,
+        "infotexts": [text] * count,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_s)),
+        "clip_skip": 1,
+        "version": f"Safelight {__version__}",
+    }
