@@ -118,12 +118,12 @@ def test_no_connection_holds_up_the_end(start: Start) -> None:
     server = start("--grace-period-s", "1")
     name = server.submit(width=2048, height=2048, num_outputs=10, steps=1)["id"]
     server.wait_for(name)
-    half = b"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{"
+    half = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99\r\n\r\n{"
     with (
-        connected(server, 2, b"GET /v1/status/stream HTTP/1.1\r\nhost: a\r\n\r\n"),
+        connected(server, 2, b"GET /v1/status/stream HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
         connected(server, 25, half),
         connected(server, 25, b"GET /livez HT"),
-        connected(server, 25, f"GET /v1/predictions/{name}/output/0 HTTP/1.1\r\nhost: a\r\n\r\n".encode()),
+        connected(server, 25, f"GET /v1/predictions/{name}/output/0 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()),
     ):
         assert _exit_code(server, 1.0 + 1.5, _signal(server)) == 0
 

@@ -87,8 +87,8 @@ def _answers(server: ChaosServer) -> bool:
         (b"", b""),
         (b"POST /v1/images/generations HT", b""),
         (b"POST /v1/images/gen", b"x"),
-        (b"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{", b""),
-        (b"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ncontent-length: 9999\r\n\r\n{", b" "),
+        (b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 99\r\n\r\n{", b""),
+        (b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999\r\n\r\n{", b" "),
     ],
     ids=["nothing", "half a head", "a head byte by byte", "half a body", "a body byte by byte"],
 )
@@ -114,7 +114,7 @@ def test_slow_readers_cost_little_and_are_cut_off(start: Start) -> None:
     server = start("--write-timeout-s", "2", step_s=0.001)
     url = urlsplit(server.url)
     head = (
-        b"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nidempotency-key: big\r\n"
+        b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nidempotency-key: big\r\n"
     )
     body = b'{"prompt": "chaos", "size": "2048x2048", "n": 10, "steps": 1, "output_format": "png"}'
     request = head + b"content-length: %d\r\n\r\n" % len(body) + body
@@ -195,7 +195,7 @@ def _ask(server: ChaosServer, steps: int, headers: str = "") -> socket.socket:
     body = f'{{"prompt": "chaos", "steps": {steps}}}'
     sock = socket.create_connection((url.hostname or "", url.port or 0))
     sock.sendall(
-        f"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{headers}"
+        f"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{headers}"
         f"content-length: {len(body)}\r\n\r\n{body}".encode()
     )
     return sock
