@@ -114,7 +114,8 @@ def test_slow_readers_cost_little_and_are_cut_off(start: Start) -> None:
     server = start("--write-timeout-s", "2", step_s=0.001)
     url = urlsplit(server.url)
     head = (
-        b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nidempotency-key: big\r\n"
+        b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        b"content-type: application/json\r\nidempotency-key: big\r\n"
     )
     body = b'{"prompt": "chaos", "size": "2048x2048", "n": 10, "steps": 1, "output_format": "png"}'
     request = head + b"content-length: %d\r\n\r\n" % len(body) + body
