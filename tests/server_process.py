@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx2 as httpx
 import psutil
@@ -41,7 +41,7 @@ class ServerProcess:
         self._reader.start()
         self.url = self.wait_for_line(r"listening on (\S+)")[1]
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -5,23 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from safelight.config import EMBEDDED_MODEL
 from tests.chaos.chaos_server import ChaosServer, LivenessProbe
+from tests.chaos.conftest import Start
 
 pytestmark = pytest.mark.slow
 
 PROMPT = "a large red circle on a blue background"
 JOBS = 5
-
-
-def _start(folder: Path) -> ChaosServer:
-    server = ChaosServer(folder, model=EMBEDDED_MODEL)
-    server.wait_until_ready()
-    return server
 
 
 def _submit_all(server: ChaosServer) -> list[str]:
@@ -36,15 +30,16 @@ def _pictures(server: ChaosServer, names: list[str]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """The pictures of the same jobs, made in peace."""
-    server = _start(tmp_path_factory.mktemp("undisturbed"))
-    pictures = _pictures(server, _submit_all(server))
-    server.end()
+    with ChaosServer(tmp_path_factory.mktemp("undisturbed"), model=EMBEDDED_MODEL) as server:
+        server.wait_until_ready()
+        pictures = _pictures(server, _submit_all(server))
+        server.end()
     return pictures
 
 
-def test_a_worker_killed_at_a_step_costs_nothing_but_time(undisturbed: list[bytes], tmp_path: Path) -> None:
+def test_a_worker_killed_at_a_step_costs_nothing_but_time(undisturbed: list[bytes], start: Start) -> None:
     """R01: ready again within twenty seconds, the same pictures to the byte."""
-    server = _start(tmp_path)
+    server = start(model=EMBEDDED_MODEL)
     with LivenessProbe(server.url) as probe:
         names = _submit_all(server)
         server.wait_for_step(names[1], 3)
@@ -56,12 +51,11 @@ def test_a_worker_killed_at_a_step_costs_nothing_but_time(undisturbed: list[byte
         assert _pictures(server, names) == undisturbed
     probe.assert_calm()
     assert server.metric("requests_retried_total") == 1
-    server.end()
 
 
-def test_a_server_killed_at_a_step_goes_on_after_its_restart(undisturbed: list[bytes], tmp_path: Path) -> None:
+def test_a_server_killed_at_a_step_goes_on_after_its_restart(undisturbed: list[bytes], start: Start) -> None:
     """R06"""
-    server = _start(tmp_path)
+    server = start(model=EMBEDDED_MODEL)
     names = _submit_all(server)
     server.wait_for_step(names[1], 3)
     server.kill()
