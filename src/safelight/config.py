@@ -163,6 +163,11 @@ class Config:
     queue_work_limit: int = _setting(
         20_000, "work that may wait, in megapixels x steps x images; more is refused with 429", _whole_number(1, 10**9)
     )
+    rate_limit: int = _setting(
+        0,
+        "work that each key may ask for in a minute, in megapixels x steps x images; 0: no limit",
+        _whole_number(0, 10**9),
+    )
     result_ttl_s: float = _setting(86_400.0, "seconds that finished jobs and their images are kept", _seconds)
     result_limit_mb: int = _setting(
         4096, "megabytes of images that are kept; the oldest finished jobs go first", _whole_number(1, 10**9)
@@ -180,6 +185,15 @@ class Config:
     admin_keys: tuple[ApiKey, ...] = _setting(
         (), "the same for keys that may also load models and the like", _keys, is_secret=True
     )
+    model_aliases: str = _setting(
+        "accept",
+        "whether gpt-image-* and dall-e-* mean the served model: accept, list (also in /v1/models), off",
+        _one_of("accept", "list", "off"),
+    )
+    private_webhooks: bool = _setting(
+        False, "true: webhooks may be addresses of private networks and of this machine", _truth
+    )
+    log_prompts: bool = _setting(False, "true: prompts are written to the log", _truth)
     insecure: bool = _setting(False, "true: listen on other addresses than loopback without API keys", _truth)
     allowed_hosts: tuple[str, ...] = _setting(
         (),

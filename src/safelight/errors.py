@@ -24,6 +24,7 @@ SafelightError
 ├── UnsupportedMediaType   415
 ├── IdempotencyMismatch    422  the key was used before, with another body
 ├── QueueFull              429
+├── RateLimited            429  the key has asked for too much in a minute
 ├── StorageFull            507  no space is left for jobs or results
 ├── Unavailable            503  cannot take work now
 │   ├── ShuttingDown       503
@@ -206,6 +207,12 @@ class QueueFull(SafelightError):
     """The queue is at its limit; try again later."""
 
     code, status, error_type, title = "queue_full", 429, "rate_limit_error", "Queue full"
+
+
+class RateLimited(SafelightError):
+    """The caller's key has used up its share of the minute."""
+
+    code, status, error_type, title = "rate_limit_exceeded", 429, "rate_limit_error", "Rate limit exceeded"
 
 
 class StorageFull(SafelightError):

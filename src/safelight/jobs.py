@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from safelight.errors import InvalidTransition, SafelightError, error_from_code
 from safelight.params import GenerationParams, ImageFormat
+from safelight.protocol import Preview
 
 
 class JobStatus(StrEnum):
@@ -32,6 +33,18 @@ _NEXT: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+COMPLETED = "completed"
+"""The webhook event of a job's end."""
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """Who is told of a job, of which events, and under which address this server was reached."""
+
+    url: str
+    events: list[str]
+    base_url: str
+
+
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was accepted; it never changes. ``owner`` is whose share of the queue it uses and who may see it.
 
@@ -46,6 +59,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     input: dict[str, Any] = {}
     client_id: str = ""
+    webhook: Webhook | None = None
 
 
 class ResultImage(msgspec.Struct, frozen=True):
@@ -90,7 +104,7 @@ class Job:
     """The queued unit. Times are Unix times in seconds.
 
     ``attempt`` counts how often it was handed to a worker and fences late results; ``crashes`` counts the workers
-    that died with it. ``step`` counts finished denoising steps of this attempt.
+    that died with it. ``step`` counts finished denoising steps of this attempt; ``previews`` are its pictures so far.
     """
 
     id: str
@@ -105,6 +119,7 @@ class Job:
     step: int = 0
     is_cancel_requested: bool = False
     followers: int = 0
+    previews: list[Preview] = field(default_factory=list)
 
     @property
     def params(self) -> GenerationParams:

@@ -44,6 +44,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the transformer was distilled with a guidance embedding, as FLUX.1-dev, unlike schnell."""
         return self.default_guidance_scale is not None
 
+    def fitting(self, side: float) -> int:
+        """The nearest side that this model draws, in pixels."""
+        return min(max(round(side / self.size_multiple) * self.size_multiple, self.min_size), self.max_size)
+
     def check(self, params: GenerationParams) -> None:
         """Raises a leaf of ``InvalidRequest`` if this model cannot do what the params ask."""
         for name, side in (("width", params.width), ("height", params.height)):

@@ -10,6 +10,7 @@ from safelight.errors import InvalidSize, InvalidValue
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10
+MAX_PARTIAL_IMAGES = 10
 MAX_PROMPT_CHARS = 32_000
 SIZE_MULTIPLE = 16
 """FLUX packs 2x2 latents of an 8x VAE into one token, so sides are multiples of 16 pixels."""
@@ -31,11 +32,34 @@ class ImageFormat(StrEnum):
         return f"image/{self.value}"
 
 
+class MetadataLevel(StrEnum):
+    """How much a picture says of how it was made; that a model made it, it always says."""
+
+    FULL = "full"
+    MINIMAL = "minimal"
+    NONE = "none"
+
+
+class SourceImage(msgspec.Struct, frozen=True):
+    """The picture that a job changes, as files that the server keeps: of the answer's size, the mask white where the
+    picture is drawn anew. ``strength`` from 0 to 1 is how much of it may change.
+    """
+
+    file: str
+    strength: float
+    mask_file: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,) if self.mask_file is None else (self.file, self.mask_file)
+
+
 class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parameters of one job of ``num_images`` images; image ``i`` is made with ``seed + i``.
 
     Sizes are in pixels. ``guidance_scale`` is FLUX's distilled guidance, ``None`` for models without it.
     ``true_cfg_scale`` above 1 costs a second transformer call per step, with ``negative_prompt``.
+    ``partial_images`` is how often each image is shown while it is unfinished.
     Raises a leaf of ``InvalidRequest`` with ``param`` set. Limits of one model are checked by ``ModelCard``.
     """
 
@@ -51,9 +75,12 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     num_images: int = 1
     output_format: ImageFormat = ImageFormat.PNG
     output_compression: int | None = None
+    partial_images: int = 0
+    metadata: MetadataLevel = MetadataLevel.FULL
+    source: SourceImage | None = None
 
     def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt, required=True)
+        _check_text("prompt", self.prompt, required=self.source is None)
         _check_text("negative_prompt", self.negative_prompt or "", required=False)
         check_size(self.width, self.height)
         _check_range("num_inference_steps", self.num_inference_steps, 1, _MAX_STEPS)
@@ -63,6 +90,11 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         _check_range("n", self.num_images, 1, MAX_IMAGES)
         _check_range("seed", self.seed, 0, MAX_SEED - self.num_images + 1)
         _check_range("output_compression", self.output_compression or 0, 0, 100)
+        if self.source is not None and not 0.0 < self.source.strength <= 1.0:
+            raise InvalidValue(
+                f"strength is {self.source.strength}: it must be above 0, and 1 at most", param="strength"
+            )
+        _check_range("partial_images", self.partial_images, 0, MAX_PARTIAL_IMAGES)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -70,9 +102,15 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return tuple(range(self.seed, self.seed + self.num_images))
 
     @property
+    def steps_per_image(self) -> int:
+        """Denoising steps that are really made: of a weak change only the last ones, as diffusers counts them."""
+        steps = self.num_inference_steps
+        return steps if self.source is None else steps - int(max(steps - steps * self.source.strength, 0))
+
+    @property
     def total_steps(self) -> int:
         """Denoising steps of the whole job."""
-        return self.num_inference_steps * self.num_images
+        return self.steps_per_image * self.num_images
 
     @property
     def megapixels(self) -> float:

@@ -37,11 +37,13 @@ class Load(Message, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Run one job. ``attempt`` comes back in every message about it."""
+    """Run one job. ``attempt`` comes back in every message about it; ``image`` and ``mask`` are files of its source."""
 
     job_id: str
     attempt: int
     params: GenerationParams
+    image: bytes | None = None
+    mask: bytes | None = None
 
 
 class Cancel(Message, frozen=True):
@@ -88,6 +90,20 @@ class StepDone(Message, frozen=True):
     attempt: int
     step: int
     total_steps: int
+
+
+class Preview(Message, frozen=True):
+    """An unfinished picture in the size and format of the finished one. ``step`` counts within image ``image_index``.
+
+    ``number`` counts the previews of one image from 0.
+    """
+
+    job_id: str
+    attempt: int
+    image_index: int
+    number: int
+    step: int
+    data: bytes
 
 
 class EncodedImage(msgspec.Struct, frozen=True):
@@ -138,7 +154,8 @@ class Cancelled(Message, frozen=True):
 
 FrontMessage = Load | Generate | Cancel | Shutdown
 JobOutcome = Succeeded | Failed | Cancelled | Unfit
-WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Succeeded | Failed | Cancelled | Unfit
+JobProgress = StepDone | Preview
+WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Preview | Succeeded | Failed | Cancelled | Unfit
 
 Received = TypeVar("Received")
 

@@ -26,9 +26,10 @@ import httpx2 as httpx
 import psutil
 
 from safelight import __version__
+from safelight.config import STUB_MODEL
 from safelight.engine.images import encode_image
 from safelight.engine.stub import draw
-from safelight.params import GenerationParams, ImageFormat
+from safelight.params import GenerationParams
 from tests.chaos.chaos_server import ChaosServer, damage, left_files, left_processes
 
 _STEPS = 4
@@ -180,7 +181,7 @@ def expected_picture(seed: int) -> bytes:
     params = GenerationParams(
         prompt="chaos", width=64, height=64, num_inference_steps=_STEPS, max_sequence_length=64, seed=seed
     )
-    return encode_image(draw(params, seed), ImageFormat.PNG, seed, None).data
+    return encode_image(draw(params, seed), params, seed, STUB_MODEL).data
 
 
 def duplicates(folder: Path) -> list[str]:

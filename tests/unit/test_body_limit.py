@@ -34,7 +34,9 @@ async def _read(chunks: list[bytes], headers: list[tuple[bytes, bytes]], limit_b
         raise AssertionError("nothing is sent")
 
     try:
-        await BodyLimit(app, limit_bytes)({"type": "http", "headers": headers}, receive, send)
+        await BodyLimit(app, lambda _path: limit_bytes)(
+            {"type": "http", "path": "/", "headers": headers}, receive, send
+        )
     except HTTPException as error:
         assert error.status_code == 413
         return b"413", received
@@ -73,5 +75,5 @@ async def test_other_scopes_pass_through() -> None:
     async def ignore(message: Message) -> None:
         pass
 
-    await BodyLimit(app, 10)({"type": "lifespan"}, never, ignore)
+    await BodyLimit(app, lambda _path: 10)({"type": "lifespan"}, never, ignore)
     assert seen == ["lifespan"]

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from safelight import __version__
 from safelight.cli import build_parser
 from safelight.config import settings
-from safelight.server import bfl, images, predictions
+from safelight.server import bfl, edits, images, prediction_request
 from safelight.server.app import APIS
 from safelight.server.metrics import GAUGES, Metrics
 from tests.unit.running_front import make_front
@@ -78,7 +78,13 @@ def test_the_figures_of_the_chaos_campaign_are_the_recorded_ones() -> None:
 
 def test_every_member_of_a_request_is_documented() -> None:
     page = _page("docs/http-api.md")
-    kinds = (images.ImagesRequest, predictions.PredictionRequest, predictions.PredictionInput, bfl.FluxRequest)
+    kinds = (
+        images.ImagesRequest,
+        edits.EditRequest,
+        prediction_request.PredictionRequest,
+        prediction_request.PredictionInput,
+        bfl.FluxRequest,
+    )
     for name in [name for kind in kinds for name in kind.model_fields]:
         assert f"`{name}`" in page, name
 

@@ -98,6 +98,14 @@ async def test_a_cancelled_job_stops_and_the_next_one_runs(child: Child) -> None
     assert isinstance(await child.run("job_2"), Succeeded)
 
 
+async def test_a_job_that_is_cancelled_before_it_began_is_answered(child: Child) -> None:
+    """Both messages in one read: the front waits for an outcome, whatever the order in which tasks begin."""
+    for number in range(20):
+        child.channel.send(Generate(f"job_{number}", 1, params(num_inference_steps=200)))
+        child.channel.send(Cancel(f"job_{number}"))
+        assert await child.until(Cancelled, Succeeded) == Cancelled(f"job_{number}", 1)
+
+
 @pytest.mark.parametrize(
     ("child", "code"),
     [("engine.step@2=cuda", "device_fault"), ("engine.decode=nan", "bad_output"), ("engine.decode=flat", "bad_output")],

@@ -97,6 +97,9 @@ async def test_the_status_is_json_with_the_members_of_the_contract(tmp_path: Pat
         }
 
 
+TASKS = ["text-to-image", "image-to-image", "inpainting"]
+
+
 async def test_a_model_entry_is_openais_plus_what_it_can_do(tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
     await front.model.refresh()
@@ -107,7 +110,7 @@ async def test_a_model_entry_is_openais_plus_what_it_can_do(tmp_path: Path, chec
         "created": 0,
         "owned_by": "safelight",
     }
-    assert (entry["default_size"], entry["tasks"], entry["max_size"]) == ("64x64", ["text-to-image"], 512)
+    assert (entry["default_size"], entry["tasks"], entry["max_size"]) == ("64x64", TASKS, 512)
 
 
 @pytest.mark.parametrize("behaviour", ["is_ready", "never_finishes_loading", "fails_to_load", "dies_while_loading"])

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ class Refusals:
         self._app = create_app(front)
         front.dispatcher.submit = self._submit  # type: ignore[method-assign]
 
-    async def _submit(self, request: JobRequest, idempotency: IdempotencyKey | None = None) -> Job:
+    async def _submit(
+        self,
+        request: JobRequest,
+        idempotency: IdempotencyKey | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Job:
         self.submitted.append(request.params)
         raise AssertionError("a job was submitted")
 
@@ -137,10 +142,11 @@ WRONG_MEMBERS: list[tuple[str, str, str, str]] = [
     *(("response_format", text, "invalid_value", "response_format") for text in ('"base64"', "true")),
     ("background", '"transparent"', "unsupported_value", "background"),
     ("background", '"blue"', "invalid_value", "background"),
-    ("stream", "true", "unsupported_value", "stream"),
     ("stream", '"true"', "invalid_value", "stream"),
     ("stream", "1", "invalid_value", "stream"),
-    ("partial_images", "2", "unsupported_value", "partial_images"),
+    ("partial_images", "2", "invalid_value", "partial_images"),
+    ("partial_images", "4", "invalid_value", "partial_images"),
+    ("metadata", '"some"', "invalid_value", "metadata"),
     ("model", "7", "invalid_value", "model"),
     ("user", "7", "invalid_value", "user"),
     ("negative_prompt", "7", "invalid_value", "negative_prompt"),
@@ -364,6 +370,9 @@ async def test_what_is_not_asked_is_the_models_default_and_is_told(tmp_path: Pat
         assert 0 <= used.pop("seed") < 2**32
         assert used == {
             "prompt": PROMPT,
+            "metadata": "full",
+            "partial_images": 0,
+            "source": None,
             "negative_prompt": None,
             "width": 64,
             "height": 64,

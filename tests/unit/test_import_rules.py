@@ -22,6 +22,7 @@ ALLOWED = {
     "params": {"errors"},
     "config": {"errors", "faults", "params"},
     "faults": set(),
+    "metadata": {"params"},
     "jobs": {"errors", "params", "protocol"},
     "protocol": {"errors", "params"},
     "safetensors_header": {"errors"},

@@ -75,7 +75,7 @@ async def test_a_wait_that_is_over_says_starting_since_sdks_poll_on_from_that_on
         answer = await client.post(URL, json=BODY, headers={"prefer": "wait=1"})
         assert (answer.status_code, answer.json()["status"]) == (201, "starting")
         shown = (await client.get(answer.json()["urls"]["get"])).json()
-        assert (shown["status"], shown["progress"]) == ("processing", {"step": 1, "total": 4})
+        assert (shown["status"], shown["progress"]) == ("processing", {"step": 1, "total": 4, "preview_url": None})
         found = TQDM.match(shown["logs"])
         assert found is not None and found.groups() == ("25", "1", "4")
 
@@ -149,12 +149,12 @@ async def test_sizes(given: dict[str, Any], size: tuple[int, int], tmp_path: Pat
     [
         ({}, "missing_required_parameter", "input"),
         ({"input": {}}, "missing_required_parameter", "input.prompt"),
-        ({"input": {"prompt": "a", "image": "data:"}}, "unknown_parameter", "input.image"),
+        ({"input": {"prompt": "a", "picture": "data:"}}, "unknown_parameter", "input.picture"),
         ({"input": {"prompt": "a", "aspect_ratio": "wide"}}, "invalid_value", "input.aspect_ratio"),
         ({"input": {"prompt": "a", "aspect_ratio": "99:1"}}, "invalid_size", "height"),
         ({"input": {"prompt": "a", "num_outputs": 0}}, "invalid_value", "input.num_outputs"),
-        ({"input": {"prompt": "a"}, "webhook": "https://example.org"}, "unsupported_value", "webhook"),
-        ({"input": {"prompt": "a"}, "stream": True}, "unsupported_value", "stream"),
+        ({"input": {"prompt": "a"}, "webhook": "example.org"}, "invalid_value", "webhook"),
+        ({"input": {"prompt": "a"}, "webhook_events_filter": ["end"]}, "invalid_value", "webhook_events_filter.0"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(

@@ -145,7 +145,7 @@ def test_a_finding_of_pydantic_becomes_our_error(
 
 async def test_what_is_not_there_is_a_404_in_our_form(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with serving(make_front(tmp_path, model=str(checkpoint_dir))) as client:
-        for path in ("/nothing", "/v1/images", "/v1/images/edits", "/%00", "/..%2f..%2fetc/passwd", "/v1/%ff"):
+        for path in ("/nothing", "/v1/images", "/v1/images/upscale", "/%00", "/..%2f..%2fetc/passwd", "/v1/%ff"):
             answer = await client.get(path)
             assert answer.status_code == 404, path
             assert answer.json()["error"]["code"] == "not_found"

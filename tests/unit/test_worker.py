@@ -15,7 +15,7 @@ import pytest
 from safelight.config import Config
 from safelight.errors import CheckpointInvalid, CheckpointNotFound, LoadError, NotEnoughMemory, WorkerCrashed
 from safelight.jobs import Job
-from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded
+from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, Succeeded
 from safelight.server import worker as worker_module
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
@@ -60,7 +60,12 @@ async def kept_worker(
 async def _run(worker: Worker, changes: Changes, running: Job, steps: list[int] | None = None) -> JobOutcome:
     await until(changes, lambda: worker.is_idle)
     running.attempt += 1
-    return await asyncio.wait_for(worker.run(running, (steps if steps is not None else []).append), TIMEOUT_S)
+
+    def on_progress(progress: JobProgress) -> None:
+        if steps is not None:
+            steps.append(progress.step)
+
+    return await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S)
 
 
 async def test_a_worker_goes_from_starting_to_ready_and_reports_on_the_way(
@@ -300,12 +305,12 @@ async def test_a_cancelled_job_stops_before_its_last_step(tmp_path: Path, checkp
         running = job(num_inference_steps=200)
         steps: list[int] = []
 
-        def on_step(step: int) -> None:
-            steps.append(step)
+        def on_progress(progress: JobProgress) -> None:
+            steps.append(progress.step)
             worker.cancel(running)
 
         await until(changes, lambda: worker.is_idle)
-        assert isinstance(await asyncio.wait_for(worker.run(running, on_step), TIMEOUT_S), Cancelled)
+        assert isinstance(await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S), Cancelled)
         assert len(steps) <= 2
         assert worker.is_idle
 

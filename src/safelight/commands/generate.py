@@ -76,7 +76,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, on
     async with ModelManager() as manager:
         await manager.load_model(checkpoint, _torch_device(args.device))
         generation = await manager.generate_image(params, on_step)
-    encoded = await asyncio.to_thread(encode_image, generation.images[0], image_format, params.seed, None)
+    encoded = await asyncio.to_thread(encode_image, generation.images[0], params, params.seed, card.id)
     return Picture(encoded.data, params.seed, generation.warnings)
 
 

@@ -20,7 +20,9 @@ from safelight.checkpoint import Checkpoint
 from safelight.engine import pipelines
 from safelight.engine.failures import check_picture, failure_of, reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
+from safelight.engine.previews import LatentColours, OnPreview, PreviewTap
 from safelight.engine.prompts import count_tokens, prompt_warnings
+from safelight.engine.sources import Source
 from safelight.errors import JobCancelled, OutOfMemory, Unavailable
 from safelight.params import GenerationParams
 
@@ -62,6 +64,7 @@ class ModelManager:
         self.checkpoint: Checkpoint | None = None
         self.phase_seconds: dict[str, float] = {}
         self._pipeline: FluxPipeline | None = None
+        self._colours: LatentColours | None = None
         self._closed = False
 
     async def __aenter__(self) -> ModelManager:
@@ -93,6 +96,7 @@ class ModelManager:
         dtype = pipelines.resolve_dtype(dtype, device)
         pipelines.check_memory(checkpoint, device, dtype)
         self._pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report)
+        self._colours = LatentColours.fit(self._pipeline.vae)
         self.checkpoint = checkpoint
         self.phase_seconds = report.phase_seconds
 
@@ -105,7 +109,7 @@ class ModelManager:
 
     def _warmup_sync(self, params: GenerationParams, cancelled: threading.Event) -> None:
         reach("engine.warmup")
-        self._generate_image_sync(params, None, cancelled)
+        self._generate_image_sync(params, None, None, None, cancelled)
 
     def _warmup_params(self, width: int, height: int) -> GenerationParams:
         card = self._loaded_checkpoint.card
@@ -119,12 +123,23 @@ class ModelManager:
             seed=0,
         )
 
-    async def generate_image(self, params: GenerationParams, on_step: OnStep | None = None) -> Generation:
+    async def generate_image(
+        self,
+        params: GenerationParams,
+        on_step: OnStep | None = None,
+        on_preview: OnPreview | None = None,
+        source: Source | None = None,
+    ) -> Generation:
         """All images of one job. Raises a leaf of ``GenerationError``; ``Unavailable`` if no model is loaded."""
-        return await self._on_gpu_thread(self._generate_image_sync, params, on_step)
+        return await self._on_gpu_thread(self._generate_image_sync, params, on_step, on_preview, source)
 
     def _generate_image_sync(
-        self, params: GenerationParams, on_step: OnStep | None, cancelled: threading.Event
+        self,
+        params: GenerationParams,
+        on_step: OnStep | None,
+        on_preview: OnPreview | None,
+        source: Source | None,
+        cancelled: threading.Event,
     ) -> Generation:
         pipeline = self._loaded_pipeline
         start = time.monotonic()
@@ -134,11 +149,13 @@ class ModelManager:
             if is_job:
                 reach("engine.begin")
             for index, seed in enumerate(params.seeds):
+                tap = self._tap(params, index, on_preview)
                 after_step = functools.partial(
-                    _after_step, index * params.num_inference_steps, params.total_steps, on_step, cancelled
+                    _after_step, index * params.steps_per_image, params.total_steps, on_step, tap, cancelled
                 )
-                pixels = _run_pipeline(pipeline, params, seed, after_step)
-                images.append(_as_picture(pipeline, pixels, reach("engine.decode") if is_job else None))
+                pixels = _run_pipeline(pipeline, params, seed, after_step, tap, source)
+                image = _as_picture(pipeline, pixels, reach("engine.decode") if is_job else None)
+                images.append(source.keep_outside_mask(image) if source else image)
         except RuntimeError as error:
             failure = failure_of(error, params)
             if isinstance(failure, OutOfMemory):
@@ -153,6 +170,11 @@ class ModelManager:
             {"generate": time.monotonic() - start},
         )
 
+    def _tap(self, params: GenerationParams, index: int, on_preview: OnPreview | None) -> PreviewTap | None:
+        if not params.partial_images or on_preview is None or self._colours is None:
+            return None
+        return PreviewTap(self._colours, params, index, on_preview)
+
     async def cleanup(self) -> None:
         """Frees the model and ends the GPU thread; calling it again does nothing."""
         if self._closed:
@@ -163,7 +185,7 @@ class ModelManager:
 
     def _cleanup_sync(self, _cancelled: threading.Event) -> None:
         had_pipeline = self._pipeline is not None
-        self._pipeline = None
+        self._pipeline = self._colours = None
         gc.collect()
         if had_pipeline:
             import torch
@@ -199,11 +221,22 @@ class ModelManager:
             raise
 
 
-def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, after_step: Callable[..., Any]) -> Any:
+def _run_pipeline(
+    pipeline: FluxPipeline,
+    params: GenerationParams,
+    seed: int,
+    after_step: Callable[..., Any],
+    tap: PreviewTap | None,
+    source: Source | None,
+) -> Any:
     """One picture as a tensor of shape (1, 3, height, width), values 0..1."""
-    import torch
-
     uses_cfg = params.true_cfg_scale > 1
+    if source is None:
+        beginning = {"latents": _noise(pipeline, params, seed)}
+        if tap:
+            tap.begin(beginning["latents"])
+    else:
+        pipeline, beginning = pipelines.for_source(pipeline, params, source, seed)
     return pipeline(
         prompt=params.prompt,
         negative_prompt=(params.negative_prompt or "") if uses_cfg else None,
@@ -213,11 +246,26 @@ def _run_pipeline(pipeline: FluxPipeline, params: GenerationParams, seed: int, a
         num_inference_steps=params.num_inference_steps,
         guidance_scale=params.guidance_scale or 0.0,
         max_sequence_length=params.max_sequence_length,
-        # A CPU generator gives the same noise on every device.
-        generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         callback_on_step_end=after_step,
+        **beginning,
     ).images
+
+
+def _noise(pipeline: FluxPipeline, params: GenerationParams, seed: int) -> Any:
+    """What the pipeline itself would begin with; a CPU generator gives the same on every device."""
+    import torch
+
+    latents, _ids = pipeline.prepare_latents(
+        1,
+        pipeline.transformer.config.in_channels // 4,
+        params.height,
+        params.width,
+        pipeline.text_encoder_2.dtype,
+        pipeline.transformer.device,
+        torch.Generator("cpu").manual_seed(seed),
+    )
+    return latents
 
 
 def _as_picture(pipeline: FluxPipeline, pixels: Any, action: str | None) -> Image:
@@ -252,12 +300,15 @@ def _after_step(
     steps_before: int,
     total_steps: int,
     on_step: OnStep | None,
+    tap: PreviewTap | None,
     cancelled: threading.Event,
-    _pipeline: FluxPipeline,
+    pipeline: FluxPipeline,
     step_index: int,
     _timestep: object,
     tensors: dict[str, Any],
 ) -> dict[str, Any]:
     """diffusers' ``callback_on_step_end``. Raising stops at once; its ``_interrupt`` would still decode."""
+    if tap:
+        tap.after_step(pipeline, step_index + 1, tensors["latents"])
     end_step(steps_before + step_index + 1, total_steps, on_step, cancelled)
     return tensors

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from safelight.checkpoint import Checkpoint, Component
 from safelight.engine.load_report import LoadReport
+from safelight.engine.sources import Source
 from safelight.errors import CheckpointInvalid, DeviceUnavailable, NotEnoughMemory, SafelightError
+from safelight.params import GenerationParams
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ def import_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # its warnings quote prompts
     importlib.import_module("diffusers.pipelines.flux.pipeline_flux")
     importlib.import_module("diffusers.models.transformers.transformer_flux")
 
@@ -93,6 +96,25 @@ def build_pipeline(checkpoint: Checkpoint, device: str, dtype: str, report: Load
     pipeline = FluxPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def for_source(
+    pipeline: FluxPipeline, params: GenerationParams, source: Source, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that changes a picture, over the same weights, and the arguments that only it takes."""
+    import torch
+    from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
+
+    assert params.source is not None
+    made_by = FluxImg2ImgPipeline if source.mask is None else FluxInpaintPipeline
+    changing = made_by(**pipeline.components)
+    changing.set_progress_bar_config(disable=True)
+    arguments = {
+        "image": source.image,
+        "strength": params.source.strength,
+        "generator": torch.Generator("cpu").manual_seed(seed),
+    }
+    return changing, arguments if source.mask is None else arguments | {"mask_image": source.mask}
 
 
 def _load_component(checkpoint: Checkpoint, component: Component) -> object:

@@ -26,11 +26,13 @@ from safelight import faults
 from safelight.checkpoint import open_checkpoint
 from safelight.config import STUB_MODEL
 from safelight.engine.failures import reach
-from safelight.engine.images import encode_image
+from safelight.engine.images import encode_image, encode_preview
 from safelight.engine.model_manager import Generation, ModelManager
+from safelight.engine.previews import preview_steps
+from safelight.engine.sources import open_source
 from safelight.engine.stub import StubEngine
 from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
-from safelight.params import ImageFormat
+from safelight.params import GenerationParams
 from safelight.protocol import (
     Cancel,
     Cancelled,
@@ -43,6 +45,7 @@ from safelight.protocol import (
     LoadFailed,
     LoadProgress,
     Message,
+    Preview,
     Ready,
     Shutdown,
     StepDone,
@@ -75,6 +78,8 @@ class Worker:
                     self._load = self._start(self._load_model(load), "load")
                 case Generate() as generate:
                     self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
+                    # Let it begin: a task that is cancelled before that never runs, and would never answer.
+                    await asyncio.sleep(0)
                 case Cancel(job_id) if job_id in self._jobs:
                     self._jobs[job_id].cancel()
                 case Cancel():
@@ -127,8 +132,12 @@ class Worker:
         def on_step(step: int, total_steps: int) -> None:
             self._send_from_thread(StepDone(job_id, attempt, step, total_steps))
 
+        def on_preview(index: int, step: int, image: Image) -> None:
+            self._image_thread.submit(self._send_preview, generate, index, step, image)
+
         try:
-            generation = await self._manager.generate_image(generate.params, on_step)
+            source = await self._loop.run_in_executor(self._image_thread, open_source, generate.image, generate.mask)
+            generation = await self._manager.generate_image(generate.params, on_step, on_preview, source)
             outcome: Message = await self._encode(generate, generation)
         except asyncio.CancelledError:
             outcome = Cancelled(job_id, attempt)
@@ -152,12 +161,21 @@ class Worker:
         await self._channel.flush()
         os._exit(os.EX_SOFTWARE)
 
+    def _send_preview(self, generate: Generate, index: int, step: int, image: Image) -> None:
+        """On the image thread. A preview that cannot be made is missed by nobody."""
+        params = generate.params
+        try:
+            data = encode_preview(image, params)
+        except Exception:
+            return log.exception("a preview of %s could not be encoded", generate.job_id)
+        number = sorted(preview_steps(params.steps_per_image, params.partial_images)).index(step)
+        self._send_from_thread(Preview(generate.job_id, generate.attempt, index, number, step, data))
+
     async def _encode(self, generate: Generate, generation: Generation) -> Succeeded:
         params = generate.params
+        model = self._manager.checkpoint.card.id if self._manager.checkpoint else ""
         images = [
-            await self._loop.run_in_executor(
-                self._image_thread, _encode_image, image, params.output_format, seed, params.output_compression
-            )
+            await self._loop.run_in_executor(self._image_thread, _encode_image, image, params, seed, model)
             for image, seed in zip(generation.images, params.seeds, strict=True)
         ]
         return Succeeded(
@@ -170,9 +188,9 @@ class Worker:
         )
 
 
-def _encode_image(image: Image, image_format: ImageFormat, seed: int, compression: int | None) -> EncodedImage:
+def _encode_image(image: Image, params: GenerationParams, seed: int, model: str) -> EncodedImage:
     reach("engine.encode")
-    return encode_image(image, image_format, seed, compression)
+    return encode_image(image, params, seed, model)
 
 
 def manager_of(model: str) -> ModelManager:

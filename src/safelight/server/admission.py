@@ -18,7 +18,9 @@ from safelight.server.keys import ApiKeys, Caller
 from safelight.server.links import PREFIX as SIGNED_PREFIX
 from safelight.server.problems import problem
 
-PUBLIC_PATHS = frozenset({"/livez", "/health", "/ping", "/v2/health/live", "/readyz", "/v2/health/ready", "/startupz"})
+PUBLIC_PATHS = frozenset(
+    {"/livez", "/health", "/ping", "/health-check", "/v2/health/live", "/readyz", "/v2/health/ready", "/startupz"}
+)
 """Health only; with keys configured, what they tell without one is a single word. Signed links carry their own key."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -7,14 +7,33 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from safelight import __version__
-from safelight.server import bfl, files, health, huggingface, images, kserve, models, predictions, problems, sdapi
+from safelight.server import (
+    bfl,
+    edits,
+    files,
+    health,
+    huggingface,
+    images,
+    kserve,
+    models,
+    predictions,
+    problems,
+    sdapi,
+)
 from safelight.server.admission import Admission
 from safelight.server.body_limit import BodyLimit
 from safelight.server.front import Front
 from safelight.server.request_id import RequestId
+from safelight.server.uploads import MAX_UPLOAD_BYTES
 
 MAX_JSON_BYTES = 1024 * 1024
-APIS = (health, predictions, models, images, files, huggingface, sdapi, kserve, bfl)
+_TEXT_ONLY_PATH = "/v1/images/generations"
+APIS = (health, predictions, models, images, edits, files, huggingface, sdapi, kserve, bfl)
+
+
+def _limit_bytes(path: str) -> int:
+    """Of the body of a request; pictures come where they can be changed."""
+    return MAX_JSON_BYTES if path == _TEXT_ONLY_PATH else MAX_UPLOAD_BYTES
 
 
 def create_app(front: Front) -> ASGIApp:
@@ -27,4 +46,4 @@ def create_app(front: Front) -> ASGIApp:
         app.add_middleware(
             CORSMiddleware, allow_origins=front.config.allowed_origins, allow_methods=["*"], allow_headers=["*"]
         )
-    return RequestId(Admission(BodyLimit(app, MAX_JSON_BYTES), front.config))
+    return RequestId(Admission(BodyLimit(app, _limit_bytes), front.config))

@@ -38,8 +38,17 @@ async def idempotency_of(request: Request, client_id: str | None = None) -> Idem
         raise InvalidValue(
             f"an Idempotency-Key has 1 to {_MAX_KEY_CHARS} printable characters", param="Idempotency-Key"
         )
-    body = json.dumps(json.loads(await request.body() or b"null"), sort_keys=True)
-    return IdempotencyKey(key, hashlib.sha256(f"{request.url.path}\n{body}".encode()).hexdigest())
+    digest = hashlib.sha256(f"{request.url.path}\n".encode())
+    digest.update(await _canonical(request))
+    return IdempotencyKey(key, digest.hexdigest())
+
+
+async def _canonical(request: Request) -> bytes:
+    body = await request.body()
+    try:
+        return json.dumps(json.loads(body or b"null"), sort_keys=True).encode()
+    except ValueError:
+        return body  # a form or a picture
 
 
 def on_disconnect_of(request: Request, default: OnDisconnect) -> OnDisconnect:

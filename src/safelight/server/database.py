@@ -53,6 +53,14 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE probe (written INTEGER NOT NULL);
     INSERT INTO probe VALUES (0);
     """,
+    """
+    CREATE TABLE webhooks (
+        job_id TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+        tries INTEGER NOT NULL,
+        due_s REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX webhooks_by_time ON webhooks (due_s);
+    """,
 )
 """Each brings the schema one version further; ``user_version`` counts those that were applied."""
 
@@ -153,17 +161,37 @@ class JobDatabase:
         )
 
     def finish(
-        self, job_id: str, attempt: int, before: JobStatus, status: JobStatus, finished_s: float, outcome: JobOutcome
+        self,
+        job_id: str,
+        attempt: int,
+        before: JobStatus,
+        status: JobStatus,
+        finished_s: float,
+        outcome: JobOutcome,
+        *,
+        tells_webhook: bool = False,
     ) -> bool:
         """The end of a job. False unless ``attempt`` is the current one and its status ``before``: it is void then."""
         result = _encode(outcome) if isinstance(outcome, JobResult) else None
         error = _encode(outcome) if isinstance(outcome, JobError) else None
         size = sum(image.size_bytes for image in outcome.images) if isinstance(outcome, JobResult) else 0
-        return self._change(
-            "UPDATE jobs SET status = ?, finished_s = ?, result = ?, error = ?, result_bytes = ? "
-            "WHERE id = ? AND attempt = ? AND status = ?",
-            (status.value, finished_s, result, error, size, job_id, attempt, before.value),
-        )
+        with self._transaction():
+            changed = self._connection.execute(
+                "UPDATE jobs SET status = ?, finished_s = ?, result = ?, error = ?, result_bytes = ? "
+                "WHERE id = ? AND attempt = ? AND status = ?",
+                (status.value, finished_s, result, error, size, job_id, attempt, before.value),
+            )
+            if changed.rowcount == 1 and tells_webhook:
+                self._connection.execute("INSERT INTO webhooks VALUES (?, 0, ?)", (job_id, finished_s))
+            return changed.rowcount == 1
+
+    def webhook_done(self, job_id: str) -> None:
+        """The last message about this job has arrived, or never will."""
+        self._change("DELETE FROM webhooks WHERE job_id = ?", (job_id,))
+
+    def webhook_failed(self, job_id: str, tries: int, due_s: float) -> None:
+        """It is sent again at that time."""
+        self._change("UPDATE webhooks SET tries = ?, due_s = ? WHERE job_id = ?", (tries, due_s, job_id))
 
     def delete(self, job_ids: Sequence[str]) -> None:
         """Forgets finished jobs and their idempotency keys."""
@@ -206,6 +234,16 @@ class JobDatabase:
             _ACTIVE,
         )
         return [_job(row) for row in rows]
+
+    def due_webhooks(self, time_s: float, count: int) -> tuple[list[tuple[Job, int]], float | None]:
+        """Jobs whose webhook is due, with the tries so far; and when the next one will be, if one waits."""
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS}, tries FROM jobs JOIN webhooks ON id = job_id "  # noqa: S608
+            "WHERE due_s <= ? ORDER BY due_s LIMIT ?",
+            (time_s, count),
+        ).fetchall()
+        (next_s,) = self._connection.execute("SELECT MIN(due_s) FROM webhooks WHERE due_s > ?", (time_s,)).fetchone()
+        return [(_job(row[:-1]), int(row[-1])) for row in rows], next_s
 
     def finished_before(self, time_s: float, count: int) -> list[Job]:
         """Finished jobs that ended before a time, oldest first."""

@@ -7,12 +7,12 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelight.errors import InternalError, JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
 from safelight.jobs import Job, JobError, JobRequest, JobStatus
-from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
+from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, StepDone, Succeeded, Unfit
 from safelight.server.changes import Changes
 from safelight.server.database import IdempotencyKey
 from safelight.server.ledger import JobLedger
@@ -44,8 +44,14 @@ class Dispatcher:
 
     # --- for the routes ---------------------------------------------------------------------------------------------
 
-    async def submit(self, request: JobRequest, idempotency: IdempotencyKey | None = None) -> Job:
-        """Accepts a job: it is on disk when this returns. With a key that is known, returns that key's job.
+    async def submit(
+        self,
+        request: JobRequest,
+        idempotency: IdempotencyKey | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Job:
+        """Accepts a job: it is on disk when this returns, with the files of its source. With a key that is known,
+        returns that key's job.
 
         Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no worker can ever take it, ``LoadError``.
         """
@@ -53,7 +59,7 @@ class Dispatcher:
         try:
             self._refuse_if_closed()
             self._queue.reserve(job, self._retry_after_s())
-            return await self._keep(self._ledger.accept(job, idempotency))
+            return await self._keep(self._ledger.accept(job, idempotency, files or {}))
         except SafelightError as error:
             self._metrics.refused.labels(error.code).inc()
             raise
@@ -70,6 +76,10 @@ class Dispatcher:
         if job.status is JobStatus.QUEUED and (reason := self._why_it_waits(job)):
             self._ledger.interrupt(job, reason)
         return end
+
+    def changes_of(self, job: Job) -> Changes:
+        """As ``JobLedger.changes_of``."""
+        return self._ledger.changes_of(job)
 
     def _why_it_waits(self, job: Job) -> SafelightError | None:
         """What keeps a waiting job from being done before someone does something about it."""
@@ -151,17 +161,20 @@ class Dispatcher:
     async def _attempt(self, worker: Worker, job: Job) -> JobOutcome | WorkerCrashed:
         last_step_s = time.monotonic()
 
-        def on_step(step: int) -> None:
+        def on_progress(progress: JobProgress) -> None:
             nonlocal last_step_s
-            now_s = time.monotonic()
-            self._metrics.step.observe(now_s - last_step_s)
-            job.step, last_step_s = step, now_s
-            self._changes.announce()
+            if isinstance(progress, StepDone):
+                now_s = time.monotonic()
+                self._metrics.step.observe(now_s - last_step_s)
+                job.step, last_step_s = progress.step, now_s
+            else:
+                job.previews.append(progress)
+            self._ledger.announce(job)
 
         try:
             if not worker.is_idle:
                 return WorkerCrashed("the worker died before the job began")
-            return await worker.run(job, on_step)
+            return await worker.run(job, await self._ledger.source_files(job), on_progress)
         except WorkerCrashed as error:
             return error
         except Exception:

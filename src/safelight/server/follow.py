@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +12,8 @@ from fastapi import Request
 from safelight.errors import JobCancelled, ShuttingDown
 from safelight.jobs import Job
 from safelight.server.dispatcher import Dispatcher
+
+_QUIET_S = 15.0
 
 
 class OnDisconnect(StrEnum):
@@ -51,9 +54,41 @@ async def follow(
         raise
     finally:
         gone.cancel()
-        job.followers -= 1
-        if not (keep or job.followers or job.status.is_terminal):
-            dispatcher.abandon(job)
+        _leave(dispatcher, job, keep=keep)
+
+
+async def watch(
+    dispatcher: Dispatcher, job: Job, on_disconnect: OnDisconnect = OnDisconnect.KEEP
+) -> AsyncIterator[bool]:
+    """True at once and after each change of the job, the last time when it has ended; false when all is quiet.
+
+    For answers that stream: whoever sends them closes the iterator when the client goes. Raises as ``follow``.
+    """
+    end = dispatcher.end(job)
+    changes = dispatcher.changes_of(job)
+    job.followers += 1
+    keep = on_disconnect is OnDisconnect.KEEP
+    try:
+        while True:
+            seen, has_ended = changes.count, end.done()
+            yield True
+            if has_ended:
+                end.result()
+                return
+            while changes.count == seen and not end.done():
+                if not await changes.wait(_QUIET_S):
+                    yield False
+    except ShuttingDown:
+        keep = True
+        raise
+    finally:
+        _leave(dispatcher, job, keep=keep)
+
+
+def _leave(dispatcher: Dispatcher, job: Job, *, keep: bool) -> None:
+    job.followers -= 1
+    if not (keep or job.followers or job.status.is_terminal):
+        dispatcher.abandon(job)
 
 
 async def _disconnect(request: Request) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from safelight import __version__
 from safelight.config import Config
 from safelight.errors import LoadError, ModelNotFound, Unavailable
-from safelight.jobs import JobStatus
+from safelight.jobs import Job, JobStatus
 from safelight.model_card import ModelCard
 from safelight.server.changes import Changes
 from safelight.server.devices import resolve_devices
@@ -22,10 +22,14 @@ from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
 from safelight.server.metrics import Metrics
+from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
-from safelight.server.served_model import ServedModel
+from safelight.server.rate_limit import RateLimit
+from safelight.server.secret_file import read_or_make_key
+from safelight.server.served_model import LISTED_ALIASES, ServedModel
 from safelight.server.status import ServerStatus, overall_status, worker_status
 from safelight.server.store import JobStore
+from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
 
@@ -42,7 +46,7 @@ class Front:
         self.store = store
         self.changes = Changes()
         self.metrics = Metrics(self._gauges)
-        self.model = ServedModel(config.model)
+        self.model = ServedModel(config.model, has_aliases=config.model_aliases != "off")
         self.workers = [
             Worker(index, device, config, self.model, self.changes, self.metrics, worker_command)
             for index, device in enumerate(resolve_devices(config.device))
@@ -53,6 +57,15 @@ class Front:
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
+        self.rate_limit = RateLimit(config.rate_limit)
+        self.webhooks = Webhooks(
+            store,
+            self.dispatcher,
+            self.metrics,
+            self.show,
+            read_or_make_key(config.data_dir / "webhook-key"),
+            may_be_private=config.private_webhooks,
+        )
         self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -69,6 +82,9 @@ class Front:
         if count := await self.ledger.restore():
             log.info("%d jobs go on that an earlier server accepted", count)
         self._start(self.dispatcher.watch, "watch")
+        for job in self.ledger:
+            self.webhooks.accompany(job)
+        self._start(self.webhooks.run, "tell webhooks")
         for worker in self.workers:
             self._start(functools.partial(self.dispatcher.serve, worker), f"serve worker {worker.id}")
         limit_bytes = self.config.result_limit_mb * 1_000_000
@@ -106,6 +122,7 @@ class Front:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.webhooks.stop()
         self.is_stopped = True
         self.changes.announce()
 
@@ -144,6 +161,12 @@ class Front:
             "workers": [worker_status(worker) for worker in self.workers],
         }
 
+    def show(self, job: Job, base_url: str) -> dict[str, Any]:
+        """A job as the job API has it; addresses begin with ``base_url``."""
+        output = [base_url + self.links.path(job.id, index) for index in range(job.params.num_images)]
+        position, eta_s = self.dispatcher.position(job), self.dispatcher.eta_s(job)
+        return prediction(job, self.model.name, base_url, output, position, eta_s)
+
     def _gauges(self) -> dict[str, float]:
         return {
             "requests_waiting": self.ledger.count(JobStatus.QUEUED),
@@ -160,7 +183,10 @@ class Front:
             card = self.model.card
         except Unavailable:
             return []
-        return [{"id": card.id, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)}]
+        names = [card.id, *(LISTED_ALIASES if self.config.model_aliases == "list" else ())]
+        return [
+            {"id": name, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)} for name in names
+        ]
 
 
 async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -177,7 +203,7 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
     return {
         "title": card.title,
         "description": card.description,
-        "tasks": ["text-to-image"],
+        "tasks": ["text-to-image", "image-to-image", "inpainting"],
         "default_size": f"{card.default_width}x{card.default_height}",
         "size_multiple": card.size_multiple,
         "min_size": card.min_size,

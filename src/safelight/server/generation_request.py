@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import InvalidValue
 from safelight.model_card import DEFAULT_TRUE_CFG_SCALE, ModelCard
-from safelight.params import MAX_SEED, GenerationParams, ImageFormat
+from safelight.params import MAX_SEED, GenerationParams, ImageFormat, MetadataLevel
+from safelight.server.uploads import Upload
 
 _RANDOM_SEEDS = 2**32
 """Seeds we choose stay below 2**32, so that every client and JSON reader keeps them exactly."""
@@ -33,6 +34,10 @@ class GenerationRequest(BaseModel):
     width: int | None = None
     height: int | None = None
     max_sequence_length: int | None = None
+    metadata: Literal["full", "minimal", "none"] | None = Field(
+        default=None,
+        description="how much the picture's file says of how it was made; that a model made it, it always says",
+    )
 
 
 def params_of(
@@ -42,6 +47,8 @@ def params_of(
     num_images: int | None,
     output_format: ImageFormat,
     output_compression: int | None,
+    partial_images: int = 0,
+    upload: Upload | None = None,
 ) -> GenerationParams:
     """Fills in the model's defaults and checks against its limits. Raises a leaf of ``InvalidRequest``."""
     if asked.negative_prompt and asked.true_cfg_scale is not None and asked.true_cfg_scale <= 1:
@@ -61,6 +68,9 @@ def params_of(
         num_images=_default(num_images, 1),
         output_format=output_format,
         output_compression=output_compression,
+        partial_images=partial_images,
+        source=None if upload is None else upload.source,
+        metadata=MetadataLevel(asked.metadata or MetadataLevel.FULL),
     )
     card.check(params)
     return params

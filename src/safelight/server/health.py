@@ -15,9 +15,18 @@ from safelight.server.callers import is_known
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
 from safelight.server.status import ServerStatus
+from safelight.server.worker import WorkerState
 
 _MIN_INTERVAL_S = 0.1
 _PING_S = 15.0
+_COG_STATUS = {
+    ServerStatus.LOADING: "STARTING",
+    ServerStatus.WARMING: "STARTING",
+    ServerStatus.READY: "READY",
+    ServerStatus.DEGRADED: "READY",
+    ServerStatus.DRAINING: "DEFUNCT",
+    ServerStatus.FAILED: "SETUP_FAILED",
+}
 _RETRY_AFTER_S = {ServerStatus.FAILED: 30, ServerStatus.DRAINING: 5}
 
 
@@ -54,6 +63,12 @@ def routes(front: Front) -> APIRouter:
     async def startupz(request: Request) -> JSONResponse:
         """200 from the first warm-up image on."""
         return _probe(front, request, ok=front.has_started)
+
+    @router.get("/health-check")
+    async def health_check() -> dict[str, str]:
+        """As cog's servers say it."""
+        is_busy = all(worker.state is WorkerState.BUSY for worker in front.workers)
+        return {"status": "BUSY" if is_busy else _COG_STATUS[front.state]}
 
     @router.get("/v1/status")
     async def status() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Annotated, Any, Literal
 
@@ -20,9 +21,11 @@ from safelight.server.files import picture_response
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
-from safelight.server.pictures import Base64File, Part, json_response
+from safelight.server.images_stream import image_stream
+from safelight.server.pictures import Base64, Part, json_response
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
+from safelight.server.uploads import Upload
 
 
 class ImagesRequest(GenerationRequest):
@@ -41,7 +44,7 @@ class ImagesRequest(GenerationRequest):
     user: str | None = None
     safety_identifier: str | None = None
     stream: bool | None = None
-    partial_images: int | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="only with stream")
 
 
 def routes(front: Front) -> APIRouter:
@@ -51,22 +54,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/generations")
     async def generate(body: ImagesRequest, request: Request) -> Response:
         """Draws ``n`` images; the answer holds each with the seed that makes it again."""
-        card = await front.model.wait_for_card()
-        front.model.check_name(body.model)
-        _refuse_unsupported(body)
-        params = params_of(
-            body, card, _size(body, card), body.n, ImageFormat(body.output_format or "png"), body.output_compression
-        )
-        wants_image = _wants_image(request, params)
-        key = await idempotency_of(request)
-        # Who sends a key will ask again, and then wants the picture.
-        on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
-        job = await submit(front, request, "images", params, key)
-        await follow(request, front.dispatcher, job, on_disconnect)
-        job.raise_unless_succeeded()
-        if wants_image:
-            return await picture_response(front, job, 0)
-        return await _answer(front, request, body, job, card.size_multiple)
+        return await draw(front, request, body, await front.model.wait_for_card(), "image_generation")
 
     @router.options("/generations", include_in_schema=False)
     async def options() -> Response:
@@ -74,6 +62,36 @@ def routes(front: Front) -> APIRouter:
         return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
 
     return router
+
+
+async def draw(
+    front: Front, request: Request, body: ImagesRequest, card: ModelCard, kind: str, upload: Upload | None = None
+) -> Response:
+    """The answer to one request of this API; ``kind`` is how its events are called, ``upload`` what is changed."""
+    front.model.check_name(body.model)
+    _refuse_unsupported(body)
+    params = params_of(
+        body,
+        card,
+        upload.size if upload else asked_size(body, card),
+        body.n,
+        ImageFormat(body.output_format or "png"),
+        body.output_compression,
+        (body.partial_images or 0) if body.stream else 0,
+        upload,
+    )
+    wants_image = _wants_image(request, params)
+    key = await idempotency_of(request)
+    # Who sends a key will ask again, and then wants the picture.
+    on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
+    job = await submit(front, request, "images", params, key, upload=upload)
+    if body.stream:
+        return image_stream(front, job, kind, functools.partial(_usage, card.size_multiple))
+    await follow(request, front.dispatcher, job, on_disconnect)
+    job.raise_unless_succeeded()
+    if wants_image:
+        return await picture_response(front, job, 0)
+    return await _answer(front, request, body, job, card.size_multiple)
 
 
 def _wants_image(request: Request, params: GenerationParams) -> bool:
@@ -86,14 +104,14 @@ def _wants_image(request: Request, params: GenerationParams) -> bool:
 
 
 def _refuse_unsupported(body: ImagesRequest) -> None:
-    if body.stream or body.partial_images:
-        name = "stream" if body.stream else "partial_images"
-        raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
+    if body.partial_images and not body.stream:
+        raise InvalidValue("partial_images come in a stream only: ask with stream true", param="partial_images")
     if body.background == "transparent":
         raise UnsupportedValue("background transparent is not offered: FLUX draws opaque pictures", param="background")
 
 
-def _size(body: ImagesRequest, card: ModelCard) -> tuple[int, int]:
+def asked_size(body: ImagesRequest, card: ModelCard) -> tuple[int, int]:
+    """Width and height in pixels. Raises ``InvalidSize``."""
     width, height = card.default_width, card.default_height
     if body.size not in (None, "auto"):
         try:
@@ -111,13 +129,12 @@ def _headers(job: Job) -> dict[str, str]:
 
 async def _answer(front: Front, request: Request, body: ImagesRequest, job: Job, size_multiple: int) -> Response:
     result, params = job.result, job.params
-    tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
     rest = {
         "created": int(job.finished_s or time.time()),
         "background": "opaque",
         "output_format": params.output_format.value,
         "size": f"{params.width}x{params.height}",
-        "usage": _usage(result.text_tokens, tokens),
+        "usage": _usage(size_multiple, job),
         "warnings": result.warnings + _ignored(body),
         "params": params,
     }
@@ -143,12 +160,15 @@ def _links(front: Front, request: Request, job: Job) -> list[Part]:
 def _images(front: Front, result: JobResult) -> list[Part]:
     parts: list[Part] = []
     for image in result.images:
-        parts += [b"," if parts else b"", b'{"b64_json":"', Base64File(front.store.results.path(image.file))]
+        parts += [b"," if parts else b"", b'{"b64_json":"', Base64(front.store.results.path(image.file))]
         parts.append(f'","seed":{image.seed}}}'.encode())
     return parts
 
 
-def _usage(text_tokens: int, image_tokens: int) -> dict[str, Any]:
+def _usage(size_multiple: int, job: Job) -> dict[str, Any]:
+    """Tokens of the T5 encoder, and of the latents as the transformer sees them."""
+    params, text_tokens = job.params, job.result.text_tokens
+    image_tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
     return {
         "total_tokens": text_tokens + image_tokens,
         "input_tokens": text_tokens,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from safelight.errors import SafelightError, StorageFull, StorageUnavailable
 from safelight.jobs import Job, JobError, JobStatus
@@ -38,6 +39,7 @@ class JobLedger:
         self._metrics = metrics
         self._jobs: dict[str, Job] = {}
         self._ends = JobEnds()
+        self._watched: WeakValueDictionary[str, Changes] = WeakValueDictionary()
 
     def __iter__(self) -> Iterator[Job]:
         """Waiting and running jobs."""
@@ -69,13 +71,24 @@ class JobLedger:
     def interrupt(self, job: Job, error: SafelightError) -> None:
         """Those who wait for the job get an error instead; the job is not touched."""
         self._ends.interrupt(job, error)
+        self.announce(job)
+
+    def changes_of(self, job: Job) -> Changes:
+        """Wakes those who hold it when this job changes, and nobody for any other job's sake."""
+        return self._watched.setdefault(job.id, Changes())
+
+    def announce(self, job: Job) -> None:
+        """The job changed."""
+        self._changes.announce()
+        if (changes := self._watched.get(job.id)) is not None:
+            changes.announce()
 
     # --- moves ------------------------------------------------------------------------------------------------------
 
-    async def accept(self, job: Job, idempotency: IdempotencyKey | None) -> Job:
+    async def accept(self, job: Job, idempotency: IdempotencyKey | None, files: Mapping[str, bytes]) -> Job:
         """The job, stored and in its reserved place, or the earlier job that has the key. Raises storage errors."""
         try:
-            job_id = await self._store.add(job, idempotency)
+            job_id = await self._store.add(job, idempotency, files)
         except BaseException:
             self.queue.release(job)
             raise
@@ -86,8 +99,12 @@ class JobLedger:
             return earlier
         self._enter(job)
         self.queue.put(job)
-        self._changes.announce()
+        self.announce(job)
         return job
+
+    async def source_files(self, job: Job) -> list[bytes]:
+        """The picture that the job changes, and its mask if it has one; none for a job that draws from nothing."""
+        return await self._store.source_files(job) if job.params.source else []
 
     async def restore(self) -> int:
         """Takes up what a server before this one accepted; how many jobs that were."""
@@ -112,14 +129,14 @@ class JobLedger:
             return False
         if job.attempt == 1 and job.started_s is not None:
             self._metrics.queue.observe(max(job.started_s - job.created_s, 0.0))
-        self._changes.announce()
+        self.announce(job)
         return True
 
     async def requeue(self, job: Job, crashes: int) -> None:
         """running -> queued: this attempt came to nothing."""
         if await self._until_stored(lambda: self._store.requeue(job, crashes)):
             self.queue.put_back(job)
-            self._changes.announce()
+            self.announce(job)
         else:
             self._discard(job)
 
@@ -131,7 +148,7 @@ class JobLedger:
         del self._jobs[job.id]
         self._metrics.ended(job)
         self._ends.ended(job)
-        self._changes.announce()
+        self.announce(job)
 
     def _discard(self, job: Job) -> None:
         log.error("%s: what attempt %d came to is not current any more and was discarded", job.id, job.attempt)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import secrets
 import time
 from pathlib import Path
 
 from safelight.errors import NotFound
+from safelight.server.secret_file import read_or_make_key
 
 PREFIX = "/files/"
 _KEY_FILE = "link-key"
-_KEY_BYTES = 32
 
 
 class PictureLinks:
     """Signs with a key of the data directory, so that links outlive a restart. Raises ``OSError``."""
 
     def __init__(self, folder: Path, ttl_s: float) -> None:
-        self._key = _read_or_make_key(folder / _KEY_FILE)
+        self._key = read_or_make_key(folder / _KEY_FILE)
         self._ttl_s = ttl_s
 
     def path(self, job_id: str, index: int) -> str:
@@ -36,13 +34,3 @@ class PictureLinks:
 
     def _sign(self, job_id: str, index: int, expires_s: int) -> str:
         return hmac.new(self._key, f"{job_id}/{index}/{expires_s}".encode(), hashlib.sha256).hexdigest()
-
-
-def _read_or_make_key(path: Path) -> bytes:
-    if path.exists() and len(key := path.read_bytes()) == _KEY_BYTES:
-        return key
-    key = secrets.token_bytes(_KEY_BYTES)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as stream:
-        stream.write(key)
-    return key

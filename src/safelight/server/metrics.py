@@ -43,6 +43,7 @@ class Metrics:
         self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
         self.cancelled = self._counter("cancelled", "Cancelled jobs.", "reason")
+        self.webhooks = self._counter("webhooks", "Last messages of jobs to their webhooks.", "result")
         self.connections = Gauge("safelight_connections", "Open HTTP connections.", registry=self.registry)
         self.connections_closed = self._counter(
             "connections_closed", "Connections closed for being late, or over the limit.", "reason"

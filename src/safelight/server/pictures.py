@@ -1,10 +1,13 @@
-"""Sends result files: as they are, or as base64 inside JSON, piece by piece, so that a slow reader costs no memory."""
+"""Sends pictures: as they are, or as base64 inside JSON, piece by piece, so that a slow reader costs no memory and the
+loop never encodes megabytes at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import contextlib
+import io
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,32 +17,43 @@ from fastapi.responses import Response, StreamingResponse
 from safelight.errors import NotFound
 
 _PIECE_BYTES = 3 * 16 * 1024
-"""Read at once; divisible by three, so that the base64 of pieces joins to the base64 of the file."""
+"""Read at once; divisible by three, so that the base64 of pieces joins to the base64 of the whole."""
 
 
-class Base64File:
-    """Stands in a body for the base64 of this file."""
+class Base64:
+    """Stands in a body for the base64 of a file, or of bytes that are in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Path | bytes) -> None:
+        self._source = source
+
+    def open(self) -> BinaryIO:
+        """Raises ``FileNotFoundError``."""
+        return io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source.open("rb")
 
 
-Part = bytes | Base64File
+Part = bytes | Base64
 
 
 async def file_response(path: Path, media_type: str, headers: dict[str, str]) -> Response:
     """One file as the whole body. Raises ``NotFound`` if it is no longer kept."""
-    (stream,) = await asyncio.to_thread(_open, [path])
+    (stream,) = await asyncio.to_thread(_open, [Base64(path)])
     headers = headers | {"content-length": str(_size(stream))}
     return StreamingResponse(_pieces(stream, encoded=False), media_type=media_type, headers=headers)
 
 
-async def json_response(parts: Sequence[Part], headers: dict[str, str]) -> Response:
-    """JSON whose parts are bytes and files. Raises ``NotFound`` if a file is no longer kept."""
-    streams = await asyncio.to_thread(_open, [part.path for part in parts if isinstance(part, Base64File)])
+async def json_response(parts: Sequence[Part], headers: dict[str, str], status_code: int = 200) -> Response:
+    """JSON made of parts. Raises ``NotFound`` if a file is no longer kept."""
+    streams = await asyncio.to_thread(_open, [part for part in parts if isinstance(part, Base64)])
     length = sum(len(part) for part in parts if isinstance(part, bytes)) + sum(map(_base64_size, streams))
     headers = headers | {"content-length": str(length)}
-    return StreamingResponse(_joined(parts, streams), media_type="application/json", headers=headers)
+    return StreamingResponse(_joined(parts, streams), status_code, headers, media_type="application/json")
+
+
+async def stream_parts(parts: Sequence[Part]) -> AsyncIterator[bytes]:
+    """The same inside a longer body. Raises ``NotFound`` before the first piece."""
+    streams = await asyncio.to_thread(_open, [part for part in parts if isinstance(part, Base64)])
+    async for piece in _joined(parts, streams):
+        yield piece
 
 
 async def _joined(parts: Sequence[Part], streams: list[BinaryIO]) -> AsyncIterator[bytes]:
@@ -65,11 +79,11 @@ async def _pieces(stream: BinaryIO, *, encoded: bool) -> AsyncIterator[bytes]:
             yield piece
 
 
-def _open(paths: Sequence[Path]) -> list[BinaryIO]:
+def _open(parts: Sequence[Base64]) -> list[BinaryIO]:
     """All or none: once the head is sent it is too late for an error. An open file outlives its deletion."""
     with contextlib.ExitStack() as opened:
         try:
-            streams: list[BinaryIO] = [opened.enter_context(path.open("rb")) for path in paths]
+            streams: list[BinaryIO] = [opened.enter_context(part.open()) for part in parts]
         except FileNotFoundError:
             raise NotFound("the images of this job are no longer kept") from None
         opened.pop_all()

@@ -34,7 +34,7 @@ def prediction(
         "status": _STATUS[job.status],
         "input": job.request.input,
         "output": output if result else None,
-        "logs": _progress_line(job),
+        "logs": _logs(job),
         "error": error and error.message,
         "error_code": error and error.code,
         "warnings": result.warnings if result else [],
@@ -43,22 +43,33 @@ def prediction(
         "created_at": _time(job.created_s),
         "started_at": _time(job.started_s),
         "completed_at": _time(job.finished_s),
-        "urls": {"get": url, "cancel": f"{url}/cancel"},
-        "progress": {"step": job.step, "total": job.params.total_steps},
+        "urls": {"get": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream"},
+        "progress": {"step": _step(job), "total": job.params.total_steps, "preview_url": _preview_url(job, url)},
         "queue_position": position,
         "eta_s": None if eta_s is None or job.status.is_terminal else round(eta_s, 2),
         "attempt": job.attempt,
     }
 
 
-def _progress_line(job: Job) -> str:
+def _logs(job: Job) -> str:
+    return progress_line(_step(job), job.params.total_steps) if _step(job) else ""
+
+
+def _step(job: Job) -> int:
+    """Of a finished job that was read from disk, only the outcome is known."""
+    return job.params.total_steps if job.status is JobStatus.SUCCEEDED else job.step
+
+
+def progress_line(step: int, total_steps: int) -> str:
     """As tqdm writes it: Replicate's SDKs parse their progress out of the log."""
-    total = job.params.total_steps
-    step = total if job.status is JobStatus.SUCCEEDED else job.step
-    if not step:
-        return ""
-    bar = "#" * (step * _BAR_CHARS // total)
-    return f"{step * 100 // total:3d}%|{bar:<{_BAR_CHARS}}| {step}/{total}\n"
+    bar = "#" * (step * _BAR_CHARS // total_steps)
+    return f"{step * 100 // total_steps:3d}%|{bar:<{_BAR_CHARS}}| {step}/{total_steps}\n"
+
+
+def _preview_url(job: Job, url: str) -> str | None:
+    if not job.previews or job.status.is_terminal:
+        return None
+    return f"{url}/preview/{job.previews[-1].image_index}"
 
 
 def _metrics(job: Job) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The job API in Replicate's shapes: create, wait, get, list, cancel, and the pictures of a job.
+"""The job API in Replicate's shapes: create, wait, follow, get, list, cancel, and the pictures of a job.
 
 A job can be seen by who made it only: for everyone else it does not exist.
 """
@@ -9,76 +9,68 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown, UnsupportedValue
-from safelight.jobs import Job
-from safelight.params import MAX_IMAGES, ImageFormat
-from safelight.server.aspect import MEGAPIXEL, sized
+from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown
+from safelight.jobs import Job, JobStatus
 from safelight.server.callers import idempotency_of, on_disconnect_of, owner_of, wait_of
 from safelight.server.database import IdempotencyKey
 from safelight.server.files import picture_response
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
-from safelight.server.generation_request import GenerationRequest, params_of
-from safelight.server.prediction import prediction
+from safelight.server.pictures import Base64, Part, json_response
+from safelight.server.prediction_request import (
+    PredictionRequest,
+    base_url,
+    prediction_params,
+    webhook_of,
+    written_by_caller,
+)
+from safelight.server.prediction_stream import COG, REPLICATE, Place, prediction_stream
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
 
 _PAGE_COUNT = 100
 _CANCEL_WAIT_S = 2.0
-_FORMATS = {"png": ImageFormat.PNG, "jpg": ImageFormat.JPEG, "jpeg": ImageFormat.JPEG, "webp": ImageFormat.WEBP}
 
 ClientId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-class PredictionInput(GenerationRequest):
-    """Replicate's members for FLUX and Safelight's extensions."""
-
-    aspect_ratio: Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = None
-    megapixels: Literal["1", "0.25"] | None = Field(None, description="area of an image; the model's own by default")
-    num_outputs: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    output_format: Literal["png", "jpg", "jpeg", "webp"] | None = None
-    output_quality: Annotated[int, Field(ge=0, le=100)] | None = None
-    go_fast: bool | None = Field(None, description="has no effect here")
-    disable_safety_checker: bool | None = Field(None, description="has no effect: there is no safety checker here")
-
-
-class PredictionRequest(BaseModel):
-    """What to draw, with which model."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    input: PredictionInput
-    version: str | None = None
-    model: str | None = None
-    id: str | None = Field(None, description="cog's clients repeat the id of a PUT here")
-    stream: bool | None = None
-    webhook: str | None = None
-    webhook_events_filter: list[str] | None = None
-
-
 def routes(front: Front) -> APIRouter:
-    """Every route is a thin layer over one job."""
-    router = APIRouter(prefix="/v1", tags=["predictions"], route_class=StrictJSONRoute)
+    """The same under ``/v1``, as Replicate has them, and at the root, as cog's servers do."""
+    router = APIRouter()
+    router.include_router(_routes(front), prefix="/v1")
+    router.include_router(_routes(front), include_in_schema=False)
 
-    @router.post("/predictions", status_code=201)
-    async def create(body: PredictionRequest, request: Request) -> Response:
-        """Accepts a job. ``Prefer: wait=N`` waits up to N seconds for its end; ``respond-async`` answers 202."""
-        return await _create(front, body, request, await idempotency_of(request))
-
-    @router.post("/models/{owner}/{name}/predictions", status_code=201)
+    @router.post("/v1/models/{owner}/{name}/predictions", status_code=201, tags=["predictions"])
     async def create_for_model(owner: str, name: str, body: PredictionRequest, request: Request) -> Response:
         """As ``POST /v1/predictions``, for the model of that name."""
         await front.model.wait_for_card()
         front.model.check_name(f"{owner}/{name}")
         return await _create(front, body, request, await idempotency_of(request))
 
-    @router.put("/predictions/{prediction_id}", status_code=201)
+    @router.get("/v1/webhooks/default/secret", tags=["predictions"])
+    async def webhook_secret(request: Request) -> dict[str, str]:
+        """What the caller's webhooks are signed with."""
+        return {"key": front.webhooks.secret(owner_of(request))}
+
+    return router
+
+
+def _routes(front: Front) -> APIRouter:
+    """Every route is a thin layer over one job."""
+    router = APIRouter(prefix="/predictions", tags=["predictions"], route_class=StrictJSONRoute)
+
+    @router.post("", status_code=201)
+    async def create(body: PredictionRequest, request: Request) -> Response:
+        """Accepts a job. ``Prefer: wait=N`` waits up to N seconds for its end; ``respond-async`` answers 202."""
+        return await _create(front, body, request, await idempotency_of(request))
+
+    @router.put("/{prediction_id}", status_code=201)
     async def put(prediction_id: ClientId, body: PredictionRequest, request: Request) -> Response:
         """As ``POST``, under the caller's own id: repeated, it returns the same job."""
         if body.id not in (None, prediction_id):
@@ -86,29 +78,54 @@ def routes(front: Front) -> APIRouter:
         key = await idempotency_of(request, prediction_id)
         return await _create(front, body, request, key, client_id=prediction_id)
 
-    @router.get("/predictions")
+    @router.get("")
     async def list_predictions(request: Request, cursor: str | None = None) -> dict[str, Any]:
         """The caller's jobs, newest first, a hundred at a time."""
         jobs = await front.ledger.page(owner_of(request), _decode_cursor(cursor), _PAGE_COUNT)
-        following = f"{_base(request)}/v1/predictions?cursor={_encode_cursor(jobs[-1])}" if _is_full(jobs) else None
-        return {"next": following, "previous": None, "results": [_shown(front, job, request) for job in jobs]}
+        url = base_url(request)
+        following = f"{url}/v1/predictions?cursor={_encode_cursor(jobs[-1])}" if len(jobs) == _PAGE_COUNT else None
+        return {"next": following, "previous": None, "results": [front.show(job, url) for job in jobs]}
 
-    @router.get("/predictions/{prediction_id}")
-    async def get(prediction_id: str, request: Request) -> dict[str, Any]:
+    @router.get("/{prediction_id}")
+    async def get(prediction_id: str, request: Request) -> Response:
         """One job, as it stands now."""
-        return _shown(front, await _find(front, prediction_id, request), request)
+        return await _answer(front, await _find(front, prediction_id, request), request)
 
-    @router.post("/predictions/{prediction_id}/cancel")
-    async def cancel(prediction_id: str, request: Request) -> dict[str, Any]:
+    @router.post("/{prediction_id}/cancel")
+    async def cancel(prediction_id: str, request: Request) -> Response:
         """Cancels a waiting job at once, a running one at its next step; a finished one is returned unchanged."""
         job = await _find(front, prediction_id, request)
         with contextlib.suppress(TimeoutError):  # it goes on by itself once the disk takes it
             async with asyncio.timeout(_CANCEL_WAIT_S):
                 await front.dispatcher.cancel(job)
         await follow(request, front.dispatcher, job, OnDisconnect.KEEP, _CANCEL_WAIT_S)
-        return _shown(front, job, request)
+        return await _answer(front, job, request)
 
-    @router.get("/predictions/{prediction_id}/output/{index}", response_class=Response)
+    @router.get("/{prediction_id}/stream", response_class=StreamingResponse)
+    async def stream(
+        prediction_id: str, request: Request, starting_after: str | None = None, previews: bool = False
+    ) -> StreamingResponse:
+        """What happens to the job, as server-sent events. ``Last-Event-ID`` or ``starting_after`` goes on from there,
+        ``previews`` adds events for pictures that are not finished.
+        """
+        job = await _find(front, prediction_id, request)
+        after = Place.of(starting_after or request.headers.get("last-event-id"))
+        url = base_url(request)
+        return prediction_stream(
+            front.dispatcher, job, lambda: front.show(job, url), REPLICATE, after, with_previews=previews
+        )
+
+    @router.get("/{prediction_id}/preview/{index}", response_class=Response)
+    async def preview(prediction_id: str, index: int, request: Request) -> Response:
+        """The newest unfinished picture of a job that runs."""
+        job = await _find(front, prediction_id, request)
+        found = [shown.data for shown in job.previews if shown.image_index == index]
+        if not found:
+            raise NotFound("there is no such preview")
+        headers = {"cache-control": "no-store", "x-job-id": job.id}
+        return Response(found[-1], headers=headers, media_type=job.params.output_format.media_type)
+
+    @router.get("/{prediction_id}/output/{index}", response_class=Response)
     async def output(prediction_id: str, index: int, request: Request) -> Response:
         """One picture of a job that succeeded."""
         return await picture_response(front, await _find(front, prediction_id, request), index)
@@ -122,41 +139,71 @@ async def _create(
     card = await front.model.wait_for_card()
     for name in (body.version, body.model):
         front.model.check_name(name)
-    _refuse_unsupported(body)
-    asked = body.input
-    output_format = _FORMATS[asked.output_format or "png"]
-    area = None if asked.megapixels is None else float(asked.megapixels) * MEGAPIXEL
-    size = sized(card, asked.width, asked.height, asked.aspect_ratio, area)
-    params = params_of(asked, card, size, asked.num_outputs, output_format, asked.output_quality)
+    params, upload = await prediction_params(body.input, card)
+    webhook = webhook_of(front, body, request)
     wait_s = wait_of(request)
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP)
     job = await submit(
-        front, request, "predictions", params, key, asked.model_dump(exclude_none=True), client_id=client_id
+        front,
+        request,
+        "predictions",
+        params,
+        key,
+        written_by_caller(body),
+        client_id=client_id,
+        webhook=webhook,
+        upload=upload,
     )
+    if request.headers.get("accept", "").startswith("text/event-stream"):
+        url = base_url(request)
+        return prediction_stream(front.dispatcher, job, lambda: front.show(job, url), COG, on_disconnect=on_disconnect)
     if wait_s:
         # Nobody works on it now, but it is accepted and will be done: that is an answer, not an error.
         with contextlib.suppress(ShuttingDown, LoadError):
             await follow(request, front.dispatcher, job, on_disconnect, wait_s)
-    return _created(front, job, request, wait_s)
+    return await _created(front, job, request, wait_s)
 
 
-def _created(front: Front, job: Job, request: Request, wait_s: float | None) -> JSONResponse:
-    shown = _shown(front, job, request)
-    if not job.status.is_terminal:
-        # Replicate's SDKs poll on from this status only; every other one they take for the end.
-        shown["status"] = "starting"
-    headers = {"x-job-id": job.id, "location": shown["urls"]["get"]}
+async def _created(front: Front, job: Job, request: Request, wait_s: float | None) -> Response:
+    headers = {"x-job-id": job.id, "location": front.show(job, base_url(request))["urls"]["get"]}
     if wait_s is not None:
         headers["preference-applied"] = f"wait={wait_s:.0f}" if wait_s else "respond-async"
     if wait_s == 0:
-        return JSONResponse(shown, 202, headers)
-    return JSONResponse(shown, 200 if request.method == "PUT" and job.status.is_terminal else 201, headers)
+        return await _answer(front, job, request, headers, 202, is_created=True)
+    status_code = 200 if request.method == "PUT" and job.status.is_terminal else 201
+    return await _answer(front, job, request, headers, status_code, is_created=True)
 
 
-def _refuse_unsupported(body: PredictionRequest) -> None:
-    for name, value in (("stream", body.stream), ("webhook", body.webhook)):
-        if value:
-            raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
+async def _answer(
+    front: Front,
+    job: Job,
+    request: Request,
+    headers: dict[str, str] | None = None,
+    status_code: int = 200,
+    *,
+    is_created: bool = False,
+) -> Response:
+    shown = front.show(job, base_url(request))
+    if is_created and not job.status.is_terminal:
+        # Replicate's SDKs poll on from this status only; every other one they take for the end.
+        shown["status"] = "starting"
+    if job.status is not JobStatus.SUCCEEDED or not _wants_data(request):
+        return JSONResponse(shown, status_code, headers)
+    del shown["output"]
+    parts: list[Part] = [msgspec.json.encode(shown)[:-1], b',"output":[']
+    for number, image in enumerate(job.result.images):
+        start = f'{"," if number else ""}"data:{image.format.media_type};base64,'
+        parts += [start.encode(), Base64(front.store.results.path(image.file)), b'"']
+    return await json_response([*parts, b"]}"], headers or {}, status_code)
+
+
+def _wants_data(request: Request) -> bool:
+    """Pictures inside the answer. Replicate's SDKs make files of https and data addresses only, not of http ones."""
+    asked = request.headers.get("x-output", "")
+    if asked not in ("", "url", "data"):
+        raise InvalidValue(f"x-output is {asked!r}: it is url or data", param="x-output")
+    is_sdk = request.headers.get("user-agent", "").startswith("replicate-")
+    return asked == "data" or (not asked and is_sdk and request.url.scheme == "http")
 
 
 async def _find(front: Front, prediction_id: str, request: Request) -> Job:
@@ -164,21 +211,6 @@ async def _find(front: Front, prediction_id: str, request: Request) -> Job:
     if job is None:
         raise NotFound(f"there is no job {prediction_id!r}")
     return job
-
-
-def _shown(front: Front, job: Job, request: Request) -> dict[str, Any]:
-    dispatcher = front.dispatcher
-    base_url = _base(request)
-    output = [base_url + front.links.path(job.id, index) for index in range(job.params.num_images)]
-    return prediction(job, front.model.name, base_url, output, dispatcher.position(job), dispatcher.eta_s(job))
-
-
-def _base(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
-
-
-def _is_full(jobs: list[Job]) -> bool:
-    return len(jobs) == _PAGE_COUNT
 
 
 def _encode_cursor(job: Job) -> str:

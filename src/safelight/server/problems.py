@@ -52,14 +52,14 @@ _BY_STATUS: dict[int, type[SafelightError]] = {
 def problem(request: Request, error: SafelightError) -> JSONResponse:
     """The answer for one error. The media type is RFC 9457's, except where OpenAI's clients expect plain JSON."""
     path = request.scope["path"]
-    message, param = _shortened(error.message), error.param and _shortened(error.param)
+    message = _shortened(error.message)
     body = {
         "type": f"urn:safelight:error:{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": message,
         "instance": f"{path}#{request_id_of(request.scope)}",
-        "error": {"message": message, "type": error.error_type, "param": param, "code": error.code},
+        "error": problem_members(error),
     }
     headers = {}
     if error.status in (429, 503, 507):
@@ -76,6 +76,12 @@ def problem(request: Request, error: SafelightError) -> JSONResponse:
     plain = path.startswith(_PLAIN_JSON_PATHS) and not path.endswith(_PROBLEM_PATH)
     media_type = "application/json" if plain else "application/problem+json"
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)
+
+
+def problem_members(error: SafelightError) -> dict[str, str | None]:
+    """OpenAI's ``error`` object."""
+    param = error.param and _shortened(error.param)
+    return {"message": _shortened(error.message), "type": error.error_type, "param": param, "code": error.code}
 
 
 def _shortened(text: str) -> str:

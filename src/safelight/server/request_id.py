@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HEADER = "x-request-id"
+_ADDED = "safelight.headers"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -27,10 +28,16 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers.update({_HEADER: request_id} | scope.get(_ADDED, {}))
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def add_headers(scope: Scope, headers: dict[str, str]) -> None:
+    """Has the answer to this request carry them, error or not."""
+    scope.setdefault(_ADDED, {}).update(headers)
 
 
 def request_id_of(scope: Scope) -> str:

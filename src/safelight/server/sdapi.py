@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from safelight import __version__
+from safelight.errors import InvalidValue
 from safelight.jobs import Job, JobStatus
+from safelight.metadata import SOFTWARE, parameters_text
 from safelight.model_card import ModelCard
-from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat
+from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat, MetadataLevel
 from safelight.server.callers import on_disconnect_of, owner_of
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
-from safelight.server.pictures import Base64File, Part, json_response
+from safelight.server.pictures import Base64, Part, json_response
+from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
+from safelight.server.uploads import Upload, read_base64_upload
 
 _API = "sdapi"
 _EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "loras", "prompt-styles")
@@ -41,18 +44,39 @@ class TextToImage(BaseModel):
     send_images: bool = True
 
 
+class ImageToImage(TextToImage):
+    """``mask`` is white where the picture is drawn anew."""
+
+    init_images: list[str] = []
+    mask: str | None = None
+    denoising_strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    inpainting_mask_invert: int = 0
+
+
 def routes(front: Front) -> APIRouter:
-    """``txt2img`` and what its clients ask before and meanwhile."""
-    router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
+    """``txt2img``, ``img2img`` and what its clients ask before and meanwhile."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=StrictJSONRoute)
 
     @router.post("/txt2img")
     async def txt2img(body: TextToImage, request: Request) -> Response:
         """Draws ``batch_size x n_iter`` pictures; ``info`` says what was really used."""
+        return await _draw(front, request, body, None)
+
+    @router.post("/img2img")
+    async def img2img(body: ImageToImage, request: Request) -> Response:
+        """Changes the first of ``init_images``; with a mask, only there."""
+        if len(body.init_images) != 1:
+            raise InvalidValue("init_images must hold one picture", param="init_images")
         card = await front.model.wait_for_card()
-        job = await submit(front, request, _API, _params(body, card))
-        await follow(request, front.dispatcher, job, on_disconnect_of(request, OnDisconnect.CANCEL))
-        job.raise_unless_succeeded()
-        return await _answer(front, job, body)
+        upload = await read_base64_upload(
+            card,
+            body.init_images[0],
+            body.mask,
+            body.denoising_strength,
+            _size(body, card) if body.width or body.height else None,
+            mask_is_inverted=bool(body.inpainting_mask_invert),
+        )
+        return await _draw(front, request, body, upload)
 
     @router.get("/progress")
     async def progress(request: Request) -> dict[str, Any]:
@@ -118,7 +142,15 @@ def _constant(value: dict[str, Any]) -> Any:
     return answer
 
 
-def _params(body: TextToImage, card: ModelCard) -> GenerationParams:
+async def _draw(front: Front, request: Request, body: TextToImage, upload: Upload | None) -> Response:
+    params = _params(body, await front.model.wait_for_card(), upload)
+    job = await submit(front, request, _API, params, upload=upload)
+    await follow(request, front.dispatcher, job, on_disconnect_of(request, OnDisconnect.CANCEL))
+    job.raise_unless_succeeded()
+    return await _answer(front, job, body)
+
+
+def _params(body: TextToImage, card: ModelCard, upload: Upload | None) -> GenerationParams:
     """Clients send the defaults of other models without being asked: steps and sizes are brought into range."""
     asked = GenerationRequest(
         prompt=body.prompt,
@@ -126,16 +158,13 @@ def _params(body: TextToImage, card: ModelCard) -> GenerationParams:
         num_inference_steps=None if body.steps is None else min(body.steps, card.max_num_inference_steps),
         guidance_scale=body.distilled_cfg_scale if card.has_guidance else None,
     )
-    size = tuple(
-        _fitting(side, card) for side in (body.width or card.default_width, body.height or card.default_height)
-    )
     count = min(max(body.batch_size, 1) * max(body.n_iter, 1), MAX_IMAGES)
-    return params_of(asked, card, (size[0], size[1]), count, ImageFormat.PNG, None)
+    size = upload.size if upload else _size(body, card)
+    return params_of(asked, card, size, count, ImageFormat.PNG, None, upload=upload)
 
 
-def _fitting(side: int, card: ModelCard) -> int:
-    multiple = card.size_multiple
-    return min(max(round(side / multiple) * multiple, card.min_size), card.max_size)
+def _size(body: TextToImage, card: ModelCard) -> tuple[int, int]:
+    return card.fitting(body.width or card.default_width), card.fitting(body.height or card.default_height)
 
 
 def _own(front: Front, request: Request) -> list[Job]:
@@ -168,20 +197,15 @@ def _progress(front: Front, job: Job | None) -> dict[str, Any]:
 async def _answer(front: Front, job: Job, body: TextToImage) -> Response:
     parts: list[Part] = [b'{"images":[']
     for number, image in enumerate(job.result.images if body.send_images else []):
-        parts += [b',"' if number else b'"', Base64File(front.store.results.path(image.file)), b'"']
+        parts += [b',"' if number else b'"', Base64(front.store.results.path(image.file)), b'"']
     info = msgspec.json.encode(_info(front, job)).decode()
-    rest = msgspec.json.encode({"parameters": body.model_dump(), "info": info})
+    rest = msgspec.json.encode({"parameters": body.model_dump(exclude={"init_images", "mask"}), "info": info})
     parts += [b"],", rest[1:]]
     return await json_response(parts, {"x-seed": str(job.params.seed), "x-job-id": job.id})
 
 
 def _info(front: Front, job: Job) -> dict[str, Any]:
-    params, count = job.params, job.params.num_images
-    text = (
-        f"{params.prompt}\nSteps: {params.num_inference_steps}, Sampler: Euler, Schedule type: Simple, "
-        f"Distilled CFG Scale: {params.guidance_scale}, Seed: {params.seed}, Size: {params.width}x{params.height}, "
-        f"Model: {front.model.name}, Version: Safelight {__version__}"
-    )
+    params, count, model = job.params, job.params.num_images, front.model.name
     return {
         "prompt": params.prompt,
         "all_prompts": [params.prompt] * count,
@@ -198,8 +222,8 @@ def _info(front: Front, job: Job) -> dict[str, Any]:
         "sd_model_hash": None,
         "extra_generation_params": {"Distilled CFG Scale": params.guidance_scale},
         "index_of_first_image": 0,
-        "infotexts": [text] * count,
+        "infotexts": [parameters_text(params, seed, model, MetadataLevel.FULL) for seed in params.seeds],
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created_s)),
         "clip_skip": 1,
-        "version": f"Safelight {__version__}",
+        "version": SOFTWARE,
     }

@@ -8,14 +8,16 @@ from safelight.checkpoint import Checkpoint, open_checkpoint
 from safelight.errors import LoadError, ModelNotFound, Unavailable
 from safelight.model_card import ModelCard
 
+LISTED_ALIASES = ("gpt-image-1", "dall-e-3")
 _ALIAS_PREFIXES = ("gpt-image-", "dall-e-", "chatgpt-image-")
 
 
 class ServedModel:
     """Knows its card once ``refresh`` has read the files; until then requests get the reason why not."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, has_aliases: bool = True) -> None:
         self.name = name
+        self._has_aliases = has_aliases
         self._checkpoint: Checkpoint | None = None
         self._error: LoadError | None = None
         self._was_read = asyncio.Event()
@@ -53,6 +55,8 @@ class ServedModel:
 
     def check_name(self, asked: str | None) -> None:
         """Raises ``ModelNotFound`` unless ``asked`` is absent, this model, or a name that OpenAI clients hard-code."""
-        if asked is None or asked in (self.name, self.card.id) or asked.startswith(_ALIAS_PREFIXES):
+        if asked is None or asked in (self.name, self.card.id):
+            return
+        if self._has_aliases and asked.startswith(_ALIAS_PREFIXES):
             return
         raise ModelNotFound(f"the model {asked!r} is not served here; {self.card.id!r} is", param="model")

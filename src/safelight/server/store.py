@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from safelight.errors import SafelightError, StorageFull, StorageUnavailable, StoreError
 from safelight.faults import fault
-from safelight.jobs import Job, JobError, JobOutcome, JobResult, JobStatus, ResultImage
+from safelight.jobs import COMPLETED, Job, JobError, JobOutcome, JobResult, JobStatus, ResultImage
 from safelight.protocol import EncodedImage, Succeeded
-from safelight.server.database import FILE_NAME, IdempotencyKey, JobDatabase
+from safelight.server.data_directory import RESULTS, SOURCES, lock, open_database
+from safelight.server.database import IdempotencyKey, JobDatabase
 from safelight.server.results import ResultFiles
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-RESULTS = "results"
 
-_SUFFIXES = ("", "-wal", "-shm")
-_LOG_MAGIC = b"\x37\x7f\x06"
 _PROBE_NAME = "probe"
 _PROBE_BYTES = 64 * 1024
 _PRUNE_BATCH = 100
@@ -46,6 +43,7 @@ class JobStore:
     def __init__(self, folder: Path, lock_fd: int, database: JobDatabase) -> None:
         self.trouble: SafelightError | None = None
         self.results = ResultFiles(folder / RESULTS)
+        self.sources = ResultFiles(folder / SOURCES)
         self._folder = folder
         self._lock_fd = lock_fd
         self._database = database
@@ -60,9 +58,9 @@ class JobStore:
         ``recover`` moves a damaged database aside, under a name that says when, and begins with an empty one.
         """
         try:
-            lock_fd = _lock(folder)
+            lock_fd = lock(folder)
             try:
-                return cls(folder, lock_fd, _open_database(folder, recover))
+                return cls(folder, lock_fd, open_database(folder, recover))
             except BaseException:
                 os.close(lock_fd)
                 raise
@@ -79,15 +77,30 @@ class JobStore:
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
-    async def add(self, job: Job, idempotency: IdempotencyKey | None) -> str:
+    async def add(
+        self, job: Job, idempotency: IdempotencyKey | None = None, files: Mapping[str, bytes] | None = None
+    ) -> str:
         """Stores a new job; its id, or that of the earlier job with the same key. Raises ``IdempotencyMismatch``."""
-        return await self._write(self._add, job, idempotency)
+        return await self._write(self._add, job, idempotency, files or {})
 
-    def _add(self, job: Job, idempotency: IdempotencyKey | None) -> str:
+    def _add(self, job: Job, idempotency: IdempotencyKey | None, files: Mapping[str, bytes]) -> str:
         fault("store.add")
-        job_id = self._database.add(job, idempotency)
+        job_id = ""
+        try:
+            for name, data in files.items():
+                self.sources.write(name, data)
+            if files:
+                self.sources.sync()
+            job_id = self._database.add(job, idempotency)
+        finally:
+            if job_id != job.id:
+                self._delete_sources(files)
         fault("store.added")
         return job_id
+
+    def _delete_sources(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.sources.delete(name)
 
     async def claim(self, job: Job) -> None:
         """The job's next attempt begins."""
@@ -96,7 +109,7 @@ class JobStore:
             raise StorageUnavailable(f"{job.id} is not waiting in the database")
         job.move_to(JobStatus.RUNNING)
         job.attempt += 1
-        job.step = 0
+        job.step, job.previews = 0, []
         job.started_s = started_s
 
     async def requeue(self, job: Job, crashes: int) -> bool:
@@ -110,7 +123,19 @@ class JobStore:
     async def finish(self, job: Job, status: JobStatus, outcome: Succeeded | JobError) -> bool:
         """Writes pictures, then the end of the job. False if the attempt was void; its files are gone then."""
         finished_s = time.time()
-        kept = await self._write(self._finish, job.id, job.attempt, job.status, status, finished_s, outcome)
+        webhook, source = job.request.webhook, job.params.source
+        tells_webhook = webhook is not None and COMPLETED in webhook.events
+        kept = await self._write(
+            self._finish,
+            job.id,
+            job.attempt,
+            job.status,
+            status,
+            finished_s,
+            outcome,
+            tells_webhook,
+            source.files if source else (),
+        )
         if kept is None:
             return False
         job.move_to(status)
@@ -125,12 +150,15 @@ class JobStore:
         status: JobStatus,
         finished_s: float,
         outcome: Succeeded | JobError,
+        tells_webhook: bool,
+        sources: tuple[str, ...],
     ) -> JobOutcome | None:
         kept: JobOutcome = outcome if isinstance(outcome, JobError) else self._write_pictures(job_id, attempt, outcome)
         fault("store.finish")
-        if not self._database.finish(job_id, attempt, before, status, finished_s, kept):
+        if not self._database.finish(job_id, attempt, before, status, finished_s, kept, tells_webhook=tells_webhook):
             self._delete_pictures(kept)
             return None
+        self._delete_sources(sources)
         fault("store.finished")
         return kept
 
@@ -145,6 +173,14 @@ class JobStore:
         if isinstance(outcome, JobResult):
             for image in outcome.images:
                 self.results.delete(image.file)
+
+    async def webhook_done(self, job: Job) -> None:
+        """The last message about this job has arrived, or never will."""
+        await self._write(self._database.webhook_done, job.id)
+
+    async def webhook_failed(self, job: Job, tries: int, due_s: float) -> None:
+        """It is sent again at that time."""
+        await self._write(self._database.webhook_failed, job.id, tries, due_s)
 
     async def prune(self, ttl_s: float, limit_bytes: int) -> int:
         """Forgets finished jobs that are too old, then the oldest until the pictures fit; how many it forgot."""
@@ -183,9 +219,19 @@ class JobStore:
         """The job of this owner with this id, or whose idempotency key is ``name``."""
         return await self._read(self._reader.find, owner, name)
 
+    async def source_files(self, job: Job) -> list[bytes]:
+        """What the job's source files hold, in the order of ``SourceImage.files``."""
+        source = job.params.source
+        names = source.files if source else ()
+        return await self._read(lambda: [self.sources.path(name).read_bytes() for name in names])
+
     async def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
         """Jobs of one owner from before a creation time (and id), newest first."""
         return await self._read(self._reader.page, owner, before, count)
+
+    async def due_webhooks(self, time_s: float, count: int) -> tuple[list[tuple[Job, int]], float | None]:
+        """As ``JobDatabase.due_webhooks``."""
+        return await self._read(self._reader.due_webhooks, time_s, count)
 
     async def restore(self) -> list[Job]:
         """What a server before this one accepted and did not finish, waiting again; also sweeps what it left."""
@@ -198,6 +244,7 @@ class JobStore:
                 self._database.requeue(job.id, job.attempt, job.crashes)
                 job.move_to(JobStatus.QUEUED)
                 job.started_s = None
+        self.sources.keep_only({name for job in jobs if job.params.source for name in job.params.source.files})
         if strays := self.results.keep_only(self._database.result_files()):
             log.info("removed %d files of attempts that were cut off", strays)
         return jobs
@@ -250,65 +297,3 @@ def _result_image(job_id: str, attempt: int, index: int, image: EncodedImage) ->
     # With the attempt in its name no late writer can touch the file of another attempt.
     name = f"{job_id}-{attempt}-{index}.{image.format}"
     return ResultImage(name, image.format, image.seed, image.width, image.height, len(image.data))
-
-
-def _lock(folder: Path) -> int:
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(fd, 32).decode(errors="replace").strip()
-        os.close(fd)
-        raise StoreError(
-            f"the data directory {str(folder)!r} is used by another server (pid {holder}): stop it or choose --data-dir"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.write(fd, str(os.getpid()).encode())
-    return fd
-
-
-def _open_database(folder: Path, recover: bool) -> JobDatabase:
-    """Never begins with an empty database where another was, unless it is told to."""
-    try:
-        _check_files(folder)
-        return _migrated(folder)
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"{folder / FILE_NAME} cannot be opened: {error}") from None
-    except sqlite3.DatabaseError as error:
-        if not recover:
-            raise StoreError(
-                f"{folder / FILE_NAME} is damaged ({error}); all was left as it is: restore a copy, or start with "
-                "--recover true to move it and its pictures aside and begin with an empty one"
-            ) from None
-    _move_aside(folder)
-    return _migrated(folder)
-
-
-def _check_files(folder: Path) -> None:
-    """What SQLite would take for a new or an older database without a word."""
-    database, log_file, index = (folder / f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES)
-    if not database.exists() and (folder / RESULTS).is_dir() and any((folder / RESULTS).iterdir()):
-        raise sqlite3.DatabaseError("it is gone, its pictures are not")
-    if index.exists() and not log_file.exists():
-        raise sqlite3.DatabaseError("its write-ahead log is gone")
-    if log_file.exists() and log_file.stat().st_size:
-        with log_file.open("rb") as stream:
-            if stream.read(len(_LOG_MAGIC)) != _LOG_MAGIC:
-                raise sqlite3.DatabaseError("its write-ahead log is none")
-
-
-def _move_aside(folder: Path) -> None:
-    moment = int(time.time())
-    for name in (*(f"{FILE_NAME}{suffix}" for suffix in _SUFFIXES), RESULTS):
-        if (folder / name).exists():
-            (folder / name).rename(folder / f"{name}.damaged-{moment}")
-
-
-def _migrated(folder: Path) -> JobDatabase:
-    database = JobDatabase(folder)
-    try:
-        database.migrate()
-    except BaseException:
-        database.close()
-        raise
-    return database

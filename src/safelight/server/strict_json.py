@@ -6,12 +6,16 @@ reads would then differ.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+
+_LARGE_BYTES = 256 * 1024
+"""A body with pictures in it is not for the event loop."""
 
 
 class StrictJSONRoute(APIRoute):
@@ -30,7 +34,12 @@ class StrictJSONRequest(Request):
     """Raises ``ValueError`` for a body that is not strict JSON; FastAPI makes that a 400."""
 
     async def json(self) -> Any:
-        return json.loads((await self.body()).decode("utf-8"), object_pairs_hook=_without_duplicates)
+        body = await self.body()
+        return _parse(body) if len(body) < _LARGE_BYTES else await asyncio.to_thread(_parse, body)
+
+
+def _parse(body: bytes) -> Any:
+    return json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import Request
 
-from safelight.jobs import Job, JobRequest
+from safelight.errors import SafelightError
+from safelight.jobs import Job, JobRequest, Webhook
 from safelight.params import GenerationParams
 from safelight.server.callers import owner_of, priority_of
 from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
-from safelight.server.request_id import request_id_of
+from safelight.server.request_id import add_headers, request_id_of
+from safelight.server.uploads import Upload
+
+log = logging.getLogger(__name__)
 
 
 async def submit(
@@ -22,17 +27,34 @@ async def submit(
     key: IdempotencyKey | None = None,
     asked: dict[str, Any] | None = None,
     client_id: str = "",
+    webhook: Webhook | None = None,
+    upload: Upload | None = None,
 ) -> Job:
-    """An accepted job. ``asked`` is what the caller wrote, for APIs that repeat it. Raises as ``Dispatcher.submit``."""
-    return await front.dispatcher.submit(
-        JobRequest(
-            params=params,
-            request_id=request_id_of(request.scope),
-            owner=owner_of(request),
-            api=api,
-            priority=priority_of(request),
-            input=asked or {},
-            client_id=client_id,
-        ),
-        key,
+    """An accepted job. ``upload`` is what it changes, ``asked`` is what the caller wrote, for APIs that repeat it.
+
+    Raises ``RateLimited``, and as ``Dispatcher.submit``.
+    """
+    owner = owner_of(request)
+    made = JobRequest(
+        params=params,
+        request_id=request_id_of(request.scope),
+        owner=owner,
+        api=api,
+        priority=priority_of(request),
+        input=asked or {},
+        client_id=client_id,
+        webhook=webhook,
     )
+    try:
+        front.rate_limit.take(owner, params.work)
+        try:
+            job = await front.dispatcher.submit(made, key, upload.files if upload else {})
+        except SafelightError:
+            front.rate_limit.give_back(owner, params.work)
+            raise
+    finally:
+        add_headers(request.scope, front.rate_limit.headers(owner))
+    if front.config.log_prompts:
+        log.info("%s: %r", job.id, params.prompt)
+    front.webhooks.accompany(job)
+    return job

@@ -18,9 +18,11 @@ from safelight.protocol import (
     Failed,
     Generate,
     JobOutcome,
+    JobProgress,
     Load,
     LoadFailed,
     LoadProgress,
+    Preview,
     Ready,
     StepDone,
     Succeeded,
@@ -38,7 +40,7 @@ from safelight.server.worker_process import WORKER_COMMAND, WorkerProcess
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int], None]
+OnProgress = Callable[[JobProgress], None]
 
 _BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
 """Seconds before the next start after the first, second... death in a row; the last one is the circuit breaker's."""
@@ -63,7 +65,7 @@ class WorkerState(StrEnum):
 class _RunningJob:
     job: Job
     outcome: asyncio.Future[JobOutcome]
-    on_step: OnStep
+    on_progress: OnProgress
 
 
 class Worker:
@@ -208,19 +210,20 @@ class Worker:
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
-            case StepDone() | Succeeded() | Failed() | Cancelled() | Unfit():
+            case StepDone() | Preview() | Succeeded() | Failed() | Cancelled() | Unfit():
                 self._handle_job(message)
 
-    def _handle_job(self, message: StepDone | JobOutcome) -> None:
+    def _handle_job(self, message: JobProgress | JobOutcome) -> None:
         running = self._running
         if running is None or (message.job_id, message.attempt) != (running.job.id, running.job.attempt):
-            if not isinstance(message, StepDone):
+            if not isinstance(message, JobProgress):
                 log.warning("worker %d: an outcome of %s came too late and was discarded", self.id, message.job_id)
                 self._metrics.fenced.inc()
             return
-        if isinstance(message, StepDone):
-            self._watchdog.step_done(message.step)
-            running.on_step(message.step)
+        if isinstance(message, JobProgress):
+            if isinstance(message, StepDone):
+                self._watchdog.step_done(message.step)
+            running.on_progress(message)
         elif not running.outcome.done():
             self._judge(message)
             running.outcome.set_result(message)
@@ -258,15 +261,15 @@ class Worker:
         """Loaded and warm, with or without a job."""
         return self.state in (WorkerState.READY, WorkerState.BUSY)
 
-    async def run(self, job: Job, on_step: OnStep) -> JobOutcome:
+    async def run(self, job: Job, source_files: Sequence[bytes], on_progress: OnProgress) -> JobOutcome:
         """Runs one job to its outcome. Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed."""
         assert self._process is not None and self.is_idle
-        running = _RunningJob(job, asyncio.get_running_loop().create_future(), on_step)
+        running = _RunningJob(job, asyncio.get_running_loop().create_future(), on_progress)
         self._running, self.running = running, job
         self._set_state(WorkerState.BUSY)
         try:
             self._watchdog.begin(job.params)
-            self._process.send(Generate(job.id, job.attempt, job.params))
+            self._process.send(Generate(job.id, job.attempt, job.params, *source_files))
             await self._watch(running)
             return await running.outcome
         finally:

@@ -1,0 +1,133 @@
+"""OpenAI's ``POST /v1/images/edits`` and ``/v1/images/variations``: pictures that begin with a picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from safelight.errors import InvalidValue, MissingParameter, UnsupportedMediaType, UnsupportedValue
+from safelight.server.front import Front
+from safelight.server.images import ImagesRequest, asked_size, draw
+from safelight.server.problems import from_validation
+from safelight.server.uploads import MAX_UPLOAD_BYTES, read_upload
+
+_IMAGE_NAMES = ("image", "image[]")
+_FILE_NAMES = (*_IMAGE_NAMES, "mask")
+_MAX_FILES, _MAX_FIELDS = 17, 60
+_CONTENT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"},
+                        "mask": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "transparent or white: draw anew",
+                        },
+                        "prompt": {"type": "string"},
+                        "strength": {"type": "number", "description": "above 0, up to 1: how much may change"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+class EditRequest(ImagesRequest):
+    """The members of a generation, as the text that forms have; ``strength`` is how much may change."""
+
+    model_config = ConfigDict(strict=False, extra="forbid", allow_inf_nan=False)
+
+    prompt: str = ""
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    input_fidelity: str | None = None
+
+
+def routes(front: Front) -> APIRouter:
+    """Two routes: a thin layer over one job."""
+    router = APIRouter(prefix="/v1/images", tags=["images"])
+
+    @router.post("/edits", openapi_extra=_CONTENT)
+    async def edit(request: Request) -> Response:
+        """Changes a picture as the prompt says; with a mask, only there. The rest stays as it is, to the pixel."""
+        return await _edit(front, request, needs_prompt=True)
+
+    @router.post("/variations", openapi_extra=_CONTENT)
+    async def vary(request: Request) -> Response:
+        """Draws the picture again, a little different."""
+        return await _edit(front, request, needs_prompt=False)
+
+    async def options() -> Response:
+        return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
+
+    for path in ("/edits", "/variations"):
+        router.add_api_route(path, options, methods=["OPTIONS"], include_in_schema=False)
+    return router
+
+
+async def _edit(front: Front, request: Request, *, needs_prompt: bool) -> Response:
+    card = await front.model.wait_for_card()
+    async with _form(request) as form:
+        body = _fields(form)
+        image, mask = await _image(form), await _file(form, "mask")
+    if needs_prompt and not body.prompt.strip():
+        raise MissingParameter("prompt is required", param="prompt")
+    size = None if body.size in (None, "auto") and not (body.width or body.height) else asked_size(body, card)
+    upload = await read_upload(card, image, mask, body.strength, size)
+    return await draw(front, request, body, card, "image_edit", upload)
+
+
+@contextlib.asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """The parts of a multipart body; its files are closed at the end."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedMediaType("this route takes multipart/form-data")
+    form = await request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=MAX_UPLOAD_BYTES)
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _fields(form: FormData) -> EditRequest:
+    fields = {name: value for name, value in form.multi_items() if name not in _FILE_NAMES}
+    for name, value in fields.items():
+        if isinstance(value, UploadFile):
+            raise InvalidValue(f"{name} is a file: it must be text", param=name)
+    try:
+        return EditRequest.model_validate(fields)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise from_validation({**found, "loc": ("body", *found["loc"])}) from None
+
+
+async def _image(form: FormData) -> bytes:
+    sent = [part for name in _IMAGE_NAMES for part in form.getlist(name)]
+    if not sent:
+        raise MissingParameter("image is required", param="image")
+    if len(sent) > 1:
+        raise UnsupportedValue(f"{len(sent)} images were sent: this model changes one", param="image")
+    return await _bytes(sent[0], "image")
+
+
+async def _file(form: FormData, name: str) -> bytes | None:
+    part = form.get(name)
+    return None if part is None else await _bytes(part, name)
+
+
+async def _bytes(part: UploadFile | str, name: str) -> bytes:
+    if isinstance(part, str):
+        raise InvalidValue(f"{name} is text: it must be a file", param=name)
+    return await part.read()
