@@ -68,9 +68,11 @@ def test_accept_image_gives_the_picture_itself(server: ServerProcess) -> None:
     assert base64.b64encode(answer.content).decode() == server.generate(**body).json()["data"][0]["b64_json"]
 
 
-def test_a_png_carries_its_seed(server: ServerProcess) -> None:
+def test_a_png_says_how_it_was_made(server: ServerProcess) -> None:
     image = _picture(server.generate(seed=5, steps=1).json()["data"][0]["b64_json"])
-    assert image.info["seed"] == "5"
+    image.load()
+    assert "Steps: 1, " in image.info["parameters"] and ", Seed: 5, " in image.info["parameters"]
+    assert "Model: safelight/shapes" in image.info["parameters"]
 
 
 def test_words_that_the_model_does_not_know_are_named(server: ServerProcess) -> None:

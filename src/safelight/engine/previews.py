@@ -39,8 +39,8 @@ class LatentColours:
         self._weights = weights
 
     @classmethod
-    def fit(cls, vae: AutoencoderKL) -> LatentColours:
-        """Least squares over a chart of random colours that the VAE encodes."""
+    def fit(cls, vae: AutoencoderKL) -> LatentColours | None:
+        """Least squares over a chart of random colours that the VAE encodes; ``None`` if its latents are not finite."""
         import torch
 
         generator = torch.Generator().manual_seed(0)
@@ -50,6 +50,8 @@ class LatentColours:
         pixels = cells.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
         with torch.inference_mode():
             encoded = vae.encode((pixels * 2 - 1).to(vae.device, vae.dtype)).latent_dist.mode()
+        if not encoded.isfinite().all():
+            return None
         latents = encoded.float().cpu()[0].flatten(1).T
         solved = torch.linalg.lstsq(_with_constant(latents), cells[0].flatten(1).T).solution
         return cls(solved)

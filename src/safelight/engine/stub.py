@@ -1,6 +1,6 @@
 """An engine without a model: coloured noise after as many steps as asked, for tests of everything around an engine.
 
-``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds.
+``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds. The prompt ``out of memory`` fails.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safelight.engine.sources import Source
 from safelight.params import GenerationParams
 
 _TILES = 8
+_FAILING_PROMPT = "out of memory"
 
 
 class StubEngine(ModelManager):
@@ -68,6 +69,8 @@ class StubEngine(ModelManager):
     ) -> list[Image.Image]:
         if on_step is not None:
             reach("engine.begin")
+        if params.prompt == _FAILING_PROMPT:
+            raise RuntimeError(params.prompt)
         images = []
         shown, steps = preview_steps(params.steps_per_image, params.partial_images), params.steps_per_image
         for index, seed in enumerate(params.seeds):

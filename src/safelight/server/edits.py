@@ -19,6 +19,7 @@ from safelight.server.uploads import MAX_UPLOAD_BYTES, read_upload
 
 _IMAGE_NAMES = ("image", "image[]")
 _FILE_NAMES = (*_IMAGE_NAMES, "mask")
+_VARIATION_STRENGTH = 0.5
 _MAX_FILES, _MAX_FIELDS = 17, 60
 _CONTENT: dict[str, Any] = {
     "requestBody": {
@@ -67,7 +68,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/variations", openapi_extra=_CONTENT)
     async def vary(request: Request) -> Response:
         """Draws the picture again, a little different."""
-        return await _edit(front, request, needs_prompt=False)
+        return await _edit(front, request, needs_prompt=False, default_strength=_VARIATION_STRENGTH)
 
     async def options() -> Response:
         return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
@@ -77,7 +78,9 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-async def _edit(front: Front, request: Request, *, needs_prompt: bool) -> Response:
+async def _edit(
+    front: Front, request: Request, *, needs_prompt: bool, default_strength: float | None = None
+) -> Response:
     card = await front.model.wait_for_card()
     async with _form(request) as form:
         body = _fields(form)
@@ -85,7 +88,7 @@ async def _edit(front: Front, request: Request, *, needs_prompt: bool) -> Respon
     if needs_prompt and not body.prompt.strip():
         raise MissingParameter("prompt is required", param="prompt")
     size = None if body.size in (None, "auto") and not (body.width or body.height) else asked_size(body, card)
-    upload = await read_upload(card, image, mask, body.strength, size)
+    upload = await read_upload(card, image, mask, body.strength or default_strength, size)
     return await draw(front, request, body, card, "image_edit", upload)
 
 
