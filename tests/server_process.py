@@ -39,7 +39,11 @@ class ServerProcess:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for_line(r"listening on (\S+)")[1]
+        try:
+            self.url = self.wait_for_line(r"listening on (\S+)")[1]
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> Self:
         return self

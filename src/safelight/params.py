@@ -102,10 +102,15 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return tuple(range(self.seed, self.seed + self.num_images))
 
     @property
+    def strength(self) -> float:
+        """How much of the source may change; at least so much that a step is made, and all where there is none."""
+        return 1.0 if self.source is None else max(self.source.strength, 1 / self.num_inference_steps)
+
+    @property
     def steps_per_image(self) -> int:
         """Denoising steps that are really made: of a weak change only the last ones, as diffusers counts them."""
         steps = self.num_inference_steps
-        return steps if self.source is None else steps - int(max(steps - steps * self.source.strength, 0))
+        return steps - int(max(steps - steps * self.strength, 0))
 
     @property
     def total_steps(self) -> int:

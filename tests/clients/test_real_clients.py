@@ -5,12 +5,10 @@ Each runs its cases in a process and an environment of its own, made once under 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from safelight.config import STUB_MODEL
-from tests.server_process import ROOT, ServerProcess
+from tests.clients.environments import folder_of, installed, python_with
+from tests.server_process import ServerProcess
 
 HERE = Path(__file__).parent
 KEY = "a-key-for-clients"
@@ -38,29 +37,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield server
         assert server.stop() == 0
         assert not [line for line in server.lines if "Traceback" in line or KEY in line]
-
-
-def _folder(name: str, packages: tuple[str, ...]) -> Path:
-    return ROOT / ".clients" / f"{name}-{hashlib.sha256(' '.join(packages).encode()).hexdigest()[:12]}"
-
-
-def _installed(folder: Path, *command: str) -> Path:
-    """What the command installs, once; a half made folder is made again."""
-    marker = folder / "installed"
-    if not marker.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        subprocess.run(command, check=True, cwd=folder, timeout=TIMEOUT_S, stdout=subprocess.DEVNULL)
-        marker.touch()
-    return folder
-
-
-def _python(name: str, *packages: str) -> list[str]:
-    """The command of an interpreter that has these packages and nothing of ours."""
-    folder = _folder(name, packages)
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--target", str(folder))
-    _installed(folder, *pip, *packages)
-    return ["env", f"PYTHONPATH={folder}", str(getattr(sys, "_base_executable", sys.executable)), "-s"]
 
 
 def _run(*command: str | Path) -> dict[str, Any]:
@@ -82,7 +58,7 @@ PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.complet
 
 @pytest.mark.parametrize(("package", "major"), [("openai==2.54.0", "2"), ("openai==3.54.0", "3")])
 def test_openai_python(package: str, major: str, server: ServerProcess) -> None:
-    found = _run(*_python("openai", package), HERE / "openai_cases.py", server.url, KEY)
+    found = _run(*python_with("openai", package), HERE / "openai_cases.py", server.url, KEY)
     assert found.pop("version").startswith(f"{major}.")
     assert found == {
         "success": [[True, True], [5, 6], 512, True],
@@ -99,9 +75,9 @@ def test_openai_python(package: str, major: str, server: ServerProcess) -> None:
 
 def test_openai_javascript(server: ServerProcess) -> None:
     packages = ("node@22", "openai@7")
-    folder = _folder("node", packages)
+    folder = folder_of("node", packages)
     npm = ("npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder))
-    _installed(folder, *npm, *packages)
+    installed(folder, *npm, *packages)
     shutil.copy(HERE / "openai_cases.mjs", folder)
     found = _run(folder / "node_modules/.bin/node", folder / "openai_cases.mjs", server.url, KEY)
     assert found == {
@@ -118,7 +94,7 @@ def test_openai_javascript(server: ServerProcess) -> None:
 
 
 def test_replicate_python(server: ServerProcess) -> None:
-    found = _run(*_python("replicate", "replicate==1.0.7"), HERE / "replicate_cases.py", server.url, KEY)
+    found = _run(*python_with("replicate", "replicate==1.0.7"), HERE / "replicate_cases.py", server.url, KEY)
     assert found == {
         "run": ["PNG", "PNG"],
         "run_longer_than_the_wait": "PNG",
@@ -134,7 +110,7 @@ def test_replicate_python(server: ServerProcess) -> None:
 
 def test_webuiapi_and_sd_parsers(server: ServerProcess) -> None:
     url = urlsplit(server.url)
-    python = _python("webui", "webuiapi==0.9.17", "sd-parsers==0.6")
+    python = python_with("webui", "webuiapi==0.9.17", "sd-parsers==0.6")
     found = _run(*python, HERE / "webui_cases.py", str(url.hostname), str(url.port), KEY)
     size, seed, width, (generator, prompts, told_seed, told_steps) = found.pop("txt2img")
     assert (size, seed, width) == ([256, 256], 1003, 256)
@@ -150,7 +126,7 @@ def test_webuiapi_and_sd_parsers(server: ServerProcess) -> None:
 
 def test_hugging_face_python(server: ServerProcess) -> None:
     """Its major version with the old HTTP library; the new one is used in ``tests/integration``."""
-    found = _run(*_python("hf", "huggingface_hub==1.33.0", "pillow"), HERE / "hf_cases.py", server.url, KEY)
+    found = _run(*python_with("hf", "huggingface_hub==1.33.0", "pillow"), HERE / "hf_cases.py", server.url, KEY)
     assert found == {
         "success": [[256, 192], "PNG"],
         "image_to_image": [[128, 128], [64, 64]],

@@ -220,7 +220,7 @@ async def test_a_bfl_job_that_does_not_end_well_is_exactly_error(tmp_path: Path,
         shown = (await client.get(created["polling_url"])).json()
         assert (shown["status"], shown["details"]["code"]) == ("Error", "out_of_memory")
         refused = await client.post("/v1/flux-dev", json={"prompt": "a", "input_image": "..."})
-        assert refused.json()["error"]["param"] == "input_image"
+        assert refused.json()["error"]["param"] == "image"
 
 
 # --- KServe and habits --------------------------------------------------------------------------------------------

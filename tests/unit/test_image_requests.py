@@ -88,7 +88,7 @@ WRONG_MEMBERS: list[tuple[str, str, str, str]] = [
     # (member, its JSON text, code, param)
     *(
         ("n", text, "invalid_value", "n")
-        for text in ("0", "-1", "1.0", '"7"', "true", "1000000000", "[1]", "NaN", "11")
+        for text in ("0", "-1", "1.5", '"7"', "true", "1000000000", "[1]", "NaN", "11")
     ),
     *(
         ("size", text, "invalid_size", "size")
@@ -109,14 +109,14 @@ WRONG_MEMBERS: list[tuple[str, str, str, str]] = [
     ("size", '"16x64"', "invalid_size", "width"),
     ("size", '"64x1024"', "invalid_size", "height"),
     *(("width", text, "invalid_size", "width") for text in ("0", "-64", "33", "8208", "1024", "1" + "0" * 400)),
-    *(("height", text, "invalid_value", "height") for text in ("64.0", '"64"', "true", "1e2")),
+    *(("height", text, "invalid_value", "height") for text in ("64.5", '"64"', "true", "1e-2")),
     *(
         ("seed", text, "invalid_value", "seed")
-        for text in ("-1", str(2**63), "1.5", '"7"', "true", "NaN", "1e3", str(2**64), "1" + "0" * 400)
+        for text in ("-1", str(2**63), "1.5", '"7"', "true", "NaN", "1e30", str(2**64), "1" + "0" * 400)
     ),
     *(
         ("num_inference_steps", text, "invalid_value", "num_inference_steps")
-        for text in ("0", "-1", "51", "201", "4.0", '"4"', "true", "1" + "0" * 400)
+        for text in ("0", "-1", "51", "201", "4.5", '"4"', "true", "1" + "0" * 400)
     ),
     ("steps", "true", "invalid_value", "steps"),
     ("steps", '"4"', "invalid_value", "steps"),
@@ -395,7 +395,6 @@ async def test_what_is_not_asked_is_the_models_default_and_is_told(tmp_path: Pat
         ({"height": 128, "size": "auto"}, {"width": 64, "height": 128}),
         ({"size": "128x96", "width": 128, "height": 96}, {"width": 128, "height": 96}),
         ({"steps": 7}, {"num_inference_steps": 7}),
-        ({"steps": 7, "num_inference_steps": 7}, {"num_inference_steps": 7}),
         ({"guidance": 2}, {"guidance_scale": 2.0}),
         ({"guidance_scale": 0}, {"guidance_scale": 0.0}),
         ({"seed": MAX_SEED}, {"seed": MAX_SEED}),

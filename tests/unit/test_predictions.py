@@ -282,4 +282,4 @@ async def test_the_list_goes_on_where_the_page_ends(tmp_path: Path, checkpoint_d
         second = (await client.get(first["next"])).json()
         assert (len(first["results"]), len(second["results"]), second["next"]) == (100, 30, None)
         assert len({shown["id"] for shown in first["results"] + second["results"]}) == 130
-        assert (await client.get(f"{URL}?cursor=nonsense")).status_code == 400
+        assert (await client.get(f"{URL}?cursor=nonsense")).status_code == 404

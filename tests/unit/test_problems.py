@@ -35,7 +35,7 @@ URL = "/v1/images/generations"
 
 async def _answer_to(error: Exception, path: str = "/v1/images/x") -> httpx.Response:
     app = FastAPI()
-    problems.install(app)
+    problems.install(app, [])
 
     @app.get("/{path:path}")
     async def fail(request: Request) -> None:

@@ -105,13 +105,12 @@ def for_source(
     import torch
     from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
 
-    assert params.source is not None
     made_by = FluxImg2ImgPipeline if source.mask is None else FluxInpaintPipeline
     changing = made_by(**pipeline.components)
     changing.set_progress_bar_config(disable=True)
     arguments = {
         "image": source.image,
-        "strength": params.source.strength,
+        "strength": params.strength,
         "generator": torch.Generator("cpu").manual_seed(seed),
     }
     return changing, arguments if source.mask is None else arguments | {"mask_image": source.mask}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -18,6 +19,7 @@ from safelight.server import (
     models,
     predictions,
     problems,
+    schema,
     sdapi,
 )
 from safelight.server.admission import Admission
@@ -39,9 +41,11 @@ def _limit_bytes(path: str) -> int:
 def create_app(front: Front) -> ASGIApp:
     """The ASGI application. The front is started and stopped by whoever made it."""
     app = FastAPI(title="Safelight", version=__version__, docs_url=None, redoc_url=None)
-    for api in APIS:
-        app.include_router(api.routes(front))
-    problems.install(app)
+    routers = [api.routes(front) for api in APIS]
+    for router in routers:
+        app.include_router(router)
+    problems.install(app, [route for router in routers for route in router.routes if isinstance(route, APIRoute)])
+    schema.install(app, front)
     if front.config.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=front.config.allowed_origins, allow_methods=["*"], allow_headers=["*"]

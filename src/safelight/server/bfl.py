@@ -17,6 +17,7 @@ from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
+from safelight.server.uploads import read_base64_upload
 
 MODELS = ("flux-dev", "flux-schnell", "flux-pro", "flux-pro-1.1", "flux-pro-1.1-ultra")
 """Paths under ``/v1/``; all of them mean the model that is served."""
@@ -27,9 +28,9 @@ class FluxRequest(GenerationRequest):
 
     aspect_ratio: Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = None
     output_format: Literal["png", "jpeg"] | None = None
-    image_prompt: str | None = None
-    input_image: str | None = None
-    webhook_url: str | None = None
+    image_prompt: str | None = Field(None, description="a picture to change, as base64")
+    input_image: str | None = Field(None, description="the same")
+    webhook_url: str | None = Field(None, json_schema_extra={"anyOf": [{"type": "null"}]})
     webhook_secret: str | None = None
     prompt_upsampling: bool | None = None
     safety_tolerance: int | None = None
@@ -43,13 +44,14 @@ def routes(front: Front) -> APIRouter:
     async def create(body: FluxRequest, request: Request) -> dict[str, str]:
         """Accepts a job; ``polling_url`` tells how it is."""
         card = await front.model.wait_for_card()
-        for name in ("image_prompt", "input_image", "webhook_url"):
-            if getattr(body, name):
-                raise UnsupportedValue(f"{name} is not offered: ask without it", param=name)
+        if body.webhook_url:
+            raise UnsupportedValue("webhook_url is not offered: ask without it", param="webhook_url")
         output_format = ImageFormat(body.output_format or "jpeg")
-        size = sized(card, body.width, body.height, body.aspect_ratio)
-        params = params_of(body, card, size, None, output_format, None)
-        job = await submit(front, request, "bfl", params, await idempotency_of(request))
+        size, upload = sized(card, body.width, body.height, body.aspect_ratio), None
+        if image := body.input_image or body.image_prompt:
+            upload = await read_base64_upload(card, image, None, None, size)
+        params = params_of(body, card, size, None, output_format, None, upload=upload)
+        job = await submit(front, request, "bfl", params, await idempotency_of(request), upload=upload)
         return {"id": job.id, "polling_url": f"{str(request.base_url).rstrip('/')}/v1/get_result?id={job.id}"}
 
     for model in MODELS:

@@ -154,9 +154,10 @@ class Dispatcher:
             return await self._keep(self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job)))
         start_s = time.monotonic()
         outcome = await self._attempt(worker, job)
-        if isinstance(outcome, Succeeded):
-            self._pace.measured(job.params.work, time.monotonic() - start_s)
+        seconds = time.monotonic() - start_s
         await self._keep(self._settle(job, outcome))
+        if isinstance(outcome, Succeeded):
+            self._pace.measured(job.params.work, seconds)
 
     async def _attempt(self, worker: Worker, job: Job) -> JobOutcome | WorkerCrashed:
         last_step_s = time.monotonic()

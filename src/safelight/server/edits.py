@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from safelight.errors import InvalidValue, MissingParameter, UnsupportedMediaType, UnsupportedValue
+from safelight.params import ImageFormat
 from safelight.server.front import Front
-from safelight.server.images import ImagesRequest, asked_size, draw
+from safelight.server.images import ANSWERS, ImagesRequest, asked_size, draw
 from safelight.server.problems import from_validation
 from safelight.server.uploads import MAX_UPLOAD_BYTES, read_upload
 
@@ -21,29 +22,6 @@ _IMAGE_NAMES = ("image", "image[]")
 _FILE_NAMES = (*_IMAGE_NAMES, "mask")
 _VARIATION_STRENGTH = 0.5
 _MAX_FILES, _MAX_FIELDS = 17, 60
-_CONTENT: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"},
-                        "mask": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "transparent or white: draw anew",
-                        },
-                        "prompt": {"type": "string"},
-                        "strength": {"type": "number", "description": "above 0, up to 1: how much may change"},
-                    },
-                }
-            }
-        },
-    }
-}
 
 
 class EditRequest(ImagesRequest):
@@ -56,16 +34,34 @@ class EditRequest(ImagesRequest):
     input_fidelity: str | None = None
 
 
+def _content(*required: str) -> dict[str, Any]:
+    """The form, for the schema: what a generation takes, as text, and files."""
+    file = {"type": "string", "format": "binary"}
+    members = EditRequest.model_json_schema()["properties"]
+    for member in members.values():  # a form has no null
+        if kinds := [kind for kind in member.pop("anyOf", []) if kind.get("type") != "null"]:
+            member.update(kinds[0])
+        member.pop("default", None)
+    members["image"] = file | {"description": "PNG, JPEG or WebP"}
+    members["mask"] = file | {"description": "where it is transparent or white, the picture is drawn anew"}
+    schema: dict[str, Any] = {"type": "object", "title": "EditForm", "required": list(required), "properties": members}
+    schema["additionalProperties"] = False
+    media_types = ", ".join(kind.media_type for kind in ImageFormat)
+    encoding = {name: {"contentType": media_types} for name in ("image", "mask")}
+    form = {"schema": schema, "encoding": encoding}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
+
+
 def routes(front: Front) -> APIRouter:
     """Two routes: a thin layer over one job."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
 
-    @router.post("/edits", openapi_extra=_CONTENT)
+    @router.post("/edits", responses=ANSWERS, openapi_extra=_content("image", "prompt"))
     async def edit(request: Request) -> Response:
         """Changes a picture as the prompt says; with a mask, only there. The rest stays as it is, to the pixel."""
         return await _edit(front, request, needs_prompt=True)
 
-    @router.post("/variations", openapi_extra=_CONTENT)
+    @router.post("/variations", responses=ANSWERS, openapi_extra=_content("image"))
     async def vary(request: Request) -> Response:
         """Draws the picture again, a little different."""
         return await _edit(front, request, needs_prompt=False, default_strength=_VARIATION_STRENGTH)

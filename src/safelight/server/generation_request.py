@@ -87,6 +87,6 @@ def _true_cfg_scale(asked: GenerationRequest) -> float:
 
 
 def _either(name: str, value: Number | None, alias: str, other: Number | None) -> Number | None:
-    if value is not None and other is not None and value != other:
-        raise InvalidValue(f"{name} and its alias {alias} do not agree", param=alias)
+    if value is not None and other is not None:
+        raise InvalidValue(f"{name} and its alias {alias} were both given: give one of them", param=alias)
     return other if value is None else value

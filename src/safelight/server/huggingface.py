@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
+from safelight.errors import InvalidSize
 from safelight.model_card import ModelCard
 from safelight.params import ImageFormat
 from safelight.server.callers import idempotency_of, on_disconnect_of
@@ -124,6 +125,8 @@ async def _infer(front: Front, body: InferenceRequest, request: Request) -> Resp
 
 def _size(asked: InferenceParameters, card: ModelCard) -> tuple[int, int]:
     size = asked.target_size
+    if size and (asked.width or size.width, asked.height or size.height) != (size.width, size.height):
+        raise InvalidSize("target_size and width x height do not agree", param="parameters.target_size")
     width = asked.width if asked.width is not None else size.width if size else card.default_width
     height = asked.height if asked.height is not None else size.height if size else card.default_height
     return width, height

@@ -37,7 +37,9 @@ class ImagesRequest(GenerationRequest):
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    background: Literal["auto", "opaque", "transparent"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        None, json_schema_extra={"anyOf": [{"enum": ["auto", "opaque"]}, {"type": "null"}]}
+    )
     quality: str | None = None
     style: str | None = None
     moderation: str | None = None
@@ -47,11 +49,21 @@ class ImagesRequest(GenerationRequest):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="only with stream")
 
 
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            media_type: {}
+            for media_type in ("application/json", "text/event-stream", *(kind.media_type for kind in ImageFormat))
+        }
+    }
+}
+
+
 def routes(front: Front) -> APIRouter:
     """One route: a thin layer over one job."""
     router = APIRouter(prefix="/v1/images", tags=["images"], route_class=StrictJSONRoute)
 
-    @router.post("/generations")
+    @router.post("/generations", responses=ANSWERS)
     async def generate(body: ImagesRequest, request: Request) -> Response:
         """Draws ``n`` images; the answer holds each with the seed that makes it again."""
         return await draw(front, request, body, await front.model.wait_for_card(), "image_generation")

@@ -48,7 +48,11 @@ class PredictionRequest(BaseModel):
     model: str | None = None
     id: str | None = Field(None, description="cog's clients repeat the id of a PUT here")
     stream: bool | None = Field(None, description="has no effect: urls.stream is always there")
-    webhook: str | None = Field(None, description="address that is told how the job is")
+    webhook: str | None = Field(
+        None,
+        description="address that is told how the job is",
+        json_schema_extra={"anyOf": [{"type": "string", "pattern": "^https?://"}, {"type": "null"}]},
+    )
     webhook_events_filter: list[Literal["start", "output", "logs", "completed"]] | None = None
 
 

@@ -12,7 +12,7 @@ import contextlib
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown
@@ -37,23 +37,32 @@ from safelight.server.submission import submit
 _PAGE_COUNT = 100
 _CANCEL_WAIT_S = 2.0
 
+EventId = Annotated[str, Query(pattern=r"^([0-9]{1,9}-[0-9]{1,9})?$")]
+_OTHER_STATUSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The job of an earlier PUT has ended, or a stream, as the Accept header asks",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    },
+    202: {"description": "Accepted, as respond-async asks"},
+}
+
 ClientId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 def routes(front: Front) -> APIRouter:
     """The same under ``/v1``, as Replicate has them, and at the root, as cog's servers do."""
-    router = APIRouter()
-    router.include_router(_routes(front), prefix="/v1")
-    router.include_router(_routes(front), include_in_schema=False)
+    router = APIRouter(tags=["predictions"], route_class=StrictJSONRoute)
+    _add(router, front, "/v1/predictions", in_schema=True)
+    _add(router, front, "/predictions", in_schema=False)
 
-    @router.post("/v1/models/{owner}/{name}/predictions", status_code=201, tags=["predictions"])
+    @router.post("/v1/models/{owner}/{name}/predictions", status_code=201, responses=_OTHER_STATUSES)
     async def create_for_model(owner: str, name: str, body: PredictionRequest, request: Request) -> Response:
         """As ``POST /v1/predictions``, for the model of that name."""
         await front.model.wait_for_card()
         front.model.check_name(f"{owner}/{name}")
         return await _create(front, body, request, await idempotency_of(request))
 
-    @router.get("/v1/webhooks/default/secret", tags=["predictions"])
+    @router.get("/v1/webhooks/default/secret")
     async def webhook_secret(request: Request) -> dict[str, str]:
         """What the caller's webhooks are signed with."""
         return {"key": front.webhooks.secret(owner_of(request))}
@@ -61,16 +70,15 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _routes(front: Front) -> APIRouter:
+def _add(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) -> None:
     """Every route is a thin layer over one job."""
-    router = APIRouter(prefix="/predictions", tags=["predictions"], route_class=StrictJSONRoute)
 
-    @router.post("", status_code=201)
+    @router.post(prefix, status_code=201, responses=_OTHER_STATUSES, include_in_schema=in_schema)
     async def create(body: PredictionRequest, request: Request) -> Response:
         """Accepts a job. ``Prefer: wait=N`` waits up to N seconds for its end; ``respond-async`` answers 202."""
         return await _create(front, body, request, await idempotency_of(request))
 
-    @router.put("/{prediction_id}", status_code=201)
+    @router.put(f"{prefix}/{{prediction_id}}", status_code=201, responses=_OTHER_STATUSES, include_in_schema=in_schema)
     async def put(prediction_id: ClientId, body: PredictionRequest, request: Request) -> Response:
         """As ``POST``, under the caller's own id: repeated, it returns the same job."""
         if body.id not in (None, prediction_id):
@@ -78,7 +86,7 @@ def _routes(front: Front) -> APIRouter:
         key = await idempotency_of(request, prediction_id)
         return await _create(front, body, request, key, client_id=prediction_id)
 
-    @router.get("")
+    @router.get(prefix, include_in_schema=in_schema)
     async def list_predictions(request: Request, cursor: str | None = None) -> dict[str, Any]:
         """The caller's jobs, newest first, a hundred at a time."""
         jobs = await front.ledger.page(owner_of(request), _decode_cursor(cursor), _PAGE_COUNT)
@@ -86,12 +94,12 @@ def _routes(front: Front) -> APIRouter:
         following = f"{url}/v1/predictions?cursor={_encode_cursor(jobs[-1])}" if len(jobs) == _PAGE_COUNT else None
         return {"next": following, "previous": None, "results": [front.show(job, url) for job in jobs]}
 
-    @router.get("/{prediction_id}")
+    @router.get(f"{prefix}/{{prediction_id}}", include_in_schema=in_schema)
     async def get(prediction_id: str, request: Request) -> Response:
         """One job, as it stands now."""
         return await _answer(front, await _find(front, prediction_id, request), request)
 
-    @router.post("/{prediction_id}/cancel")
+    @router.post(f"{prefix}/{{prediction_id}}/cancel", include_in_schema=in_schema)
     async def cancel(prediction_id: str, request: Request) -> Response:
         """Cancels a waiting job at once, a running one at its next step; a finished one is returned unchanged."""
         job = await _find(front, prediction_id, request)
@@ -101,9 +109,9 @@ def _routes(front: Front) -> APIRouter:
         await follow(request, front.dispatcher, job, OnDisconnect.KEEP, _CANCEL_WAIT_S)
         return await _answer(front, job, request)
 
-    @router.get("/{prediction_id}/stream", response_class=StreamingResponse)
+    @router.get(f"{prefix}/{{prediction_id}}/stream", response_class=StreamingResponse, include_in_schema=in_schema)
     async def stream(
-        prediction_id: str, request: Request, starting_after: str | None = None, previews: bool = False
+        prediction_id: str, request: Request, starting_after: EventId | None = None, previews: bool = False
     ) -> StreamingResponse:
         """What happens to the job, as server-sent events. ``Last-Event-ID`` or ``starting_after`` goes on from there,
         ``previews`` adds events for pictures that are not finished.
@@ -115,7 +123,7 @@ def _routes(front: Front) -> APIRouter:
             front.dispatcher, job, lambda: front.show(job, url), REPLICATE, after, with_previews=previews
         )
 
-    @router.get("/{prediction_id}/preview/{index}", response_class=Response)
+    @router.get(f"{prefix}/{{prediction_id}}/preview/{{index}}", response_class=Response, include_in_schema=in_schema)
     async def preview(prediction_id: str, index: int, request: Request) -> Response:
         """The newest unfinished picture of a job that runs."""
         job = await _find(front, prediction_id, request)
@@ -125,12 +133,10 @@ def _routes(front: Front) -> APIRouter:
         headers = {"cache-control": "no-store", "x-job-id": job.id}
         return Response(found[-1], headers=headers, media_type=job.params.output_format.media_type)
 
-    @router.get("/{prediction_id}/output/{index}", response_class=Response)
+    @router.get(f"{prefix}/{{prediction_id}}/output/{{index}}", response_class=Response, include_in_schema=in_schema)
     async def output(prediction_id: str, index: int, request: Request) -> Response:
         """One picture of a job that succeeded."""
         return await picture_response(front, await _find(front, prediction_id, request), index)
-
-    return router
 
 
 async def _create(
@@ -224,4 +230,4 @@ def _decode_cursor(cursor: str | None) -> tuple[float, str]:
         created_s, _, job_id = base64.urlsafe_b64decode(cursor).decode().partition(" ")
         return float(created_s), job_id
     except (ValueError, binascii.Error):
-        raise InvalidValue("cursor is not one that this server gave", param="cursor") from None
+        raise NotFound("cursor is not one that this server gave", param="cursor") from None

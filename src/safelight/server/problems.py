@@ -6,12 +6,15 @@ Two APIs have forms of their own: Hugging Face's clients read ``error`` as text,
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from safelight.errors import (
     BodyTooLarge,
@@ -67,15 +70,25 @@ def problem(request: Request, error: SafelightError) -> JSONResponse:
     should_retry = False if error.status < 429 else error.should_retry
     if should_retry is not None:
         headers["x-should-retry"] = str(should_retry).lower()
-    if path == "/" or path.startswith(_HUGGING_FACE_PATHS):
+    if is_hugging_face(path) and request.method == "POST":
         headers |= {"x-error-code": error.code, "x-error-message": message.encode("ascii", "replace").decode()}
         return JSONResponse({"error": message}, status_code=error.status, headers=headers)
-    if path.startswith(_SDAPI_PATH):
+    if is_sdapi(path):
         body = {"error": type(error).__name__, "detail": message, "body": "", "errors": message}
         return JSONResponse(body, status_code=error.status, headers=headers)
     plain = path.startswith(_PLAIN_JSON_PATHS) and not path.endswith(_PROBLEM_PATH)
     media_type = "application/json" if plain else "application/problem+json"
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=media_type)
+
+
+def is_hugging_face(path: str) -> bool:
+    """Whether that path's clients read Hugging Face's errors."""
+    return path == "/" or path.startswith(_HUGGING_FACE_PATHS)
+
+
+def is_sdapi(path: str) -> bool:
+    """Whether that path's clients read AUTOMATIC1111's errors."""
+    return path.startswith(_SDAPI_PATH)
 
 
 def problem_members(error: SafelightError) -> dict[str, str | None]:
@@ -89,8 +102,9 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}…"
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     """Turns every exception that can leave a route into a problem."""
+    app.state.routes = [route for route in routes if route.include_in_schema]
     app.add_exception_handler(SafelightError, _on_safelight_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -130,7 +144,18 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     }
     response = problem(request, kind(messages.get(kind) or str(error.detail)))
     response.headers.update(error.headers or {})
+    if kind is MethodNotAllowed:
+        response.headers["allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Of the route with the most particular path: starlette names those of the first that matches."""
+    found: dict[str, set[str]] = {}
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return found[max(found, key=len)] if found else set()
 
 
 async def _on_defect(request: Request, error: Exception) -> JSONResponse:

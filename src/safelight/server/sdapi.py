@@ -10,11 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.errors import InvalidValue
 from safelight.jobs import Job, JobStatus
 from safelight.metadata import SOFTWARE, parameters_text
 from safelight.model_card import ModelCard
-from safelight.params import MAX_IMAGES, GenerationParams, ImageFormat, MetadataLevel
+from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams, ImageFormat, MetadataLevel
 from safelight.server.callers import on_disconnect_of, owner_of
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
@@ -31,10 +30,10 @@ _EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "loras", "prompt-
 class TextToImage(BaseModel):
     """``cfg_scale`` has no effect: FLUX's guidance is Forge's ``distilled_cfg_scale``. Every sampler is Euler."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
     prompt: str = ""
-    seed: int = -1
+    seed: Annotated[int, Field(le=MAX_SEED)] = -1
     steps: int | None = None
     width: int | None = None
     height: int | None = None
@@ -47,10 +46,10 @@ class TextToImage(BaseModel):
 class ImageToImage(TextToImage):
     """``mask`` is white where the picture is drawn anew."""
 
-    init_images: list[str] = []
+    init_images: Annotated[list[str], Field(min_length=1, max_length=1)]
     mask: str | None = None
     denoising_strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    inpainting_mask_invert: int = 0
+    inpainting_mask_invert: int | bool = 0
 
 
 def routes(front: Front) -> APIRouter:
@@ -64,9 +63,7 @@ def routes(front: Front) -> APIRouter:
 
     @router.post("/img2img")
     async def img2img(body: ImageToImage, request: Request) -> Response:
-        """Changes the first of ``init_images``; with a mask, only there."""
-        if len(body.init_images) != 1:
-            raise InvalidValue("init_images must hold one picture", param="init_images")
+        """Changes the one of ``init_images``; with a mask, only there."""
         card = await front.model.wait_for_card()
         upload = await read_base64_upload(
             card,
@@ -155,7 +152,7 @@ def _params(body: TextToImage, card: ModelCard, upload: Upload | None) -> Genera
     asked = GenerationRequest(
         prompt=body.prompt,
         seed=None if body.seed < 0 else body.seed,
-        num_inference_steps=None if body.steps is None else min(body.steps, card.max_num_inference_steps),
+        num_inference_steps=None if body.steps is None else min(max(body.steps, 1), card.max_num_inference_steps),
         guidance_scale=body.distilled_cfg_scale if card.has_guidance else None,
     )
     count = min(max(body.batch_size, 1) * max(body.n_iter, 1), MAX_IMAGES)
@@ -164,7 +161,8 @@ def _params(body: TextToImage, card: ModelCard, upload: Upload | None) -> Genera
 
 
 def _size(body: TextToImage, card: ModelCard) -> tuple[int, int]:
-    return card.fitting(body.width or card.default_width), card.fitting(body.height or card.default_height)
+    width = card.default_width if body.width is None else body.width
+    return card.fitting(width), card.fitting(card.default_height if body.height is None else body.height)
 
 
 def _own(front: Front, request: Request) -> list[Job]:

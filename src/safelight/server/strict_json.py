@@ -18,6 +18,9 @@ _LARGE_BYTES = 256 * 1024
 """A body with pictures in it is not for the event loop."""
 
 
+_EXACT = 2**53
+
+
 class StrictJSONRoute(APIRoute):
     """A route whose requests are ``StrictJSONRequest``; for ``APIRouter(route_class=...)``."""
 
@@ -39,7 +42,13 @@ class StrictJSONRequest(Request):
 
 
 def _parse(body: bytes) -> Any:
-    return json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    return json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_float=_number)
+
+
+def _number(text: str) -> int | float:
+    """``64.0`` is a whole number: some languages write all of theirs so, and JSON Schema says it is one."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

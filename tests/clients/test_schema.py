@@ -1,0 +1,44 @@
+"""``/openapi.json`` against the real server: schemathesis makes thousands of requests out of it, good and bad ones.
+
+All of its checks: no 5xx, no status, content type or answer that is not declared, nothing refused that the schema
+allows, nothing accepted that it forbids.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from safelight.config import STUB_MODEL
+from tests.clients.environments import python_with
+from tests.server_process import ServerProcess
+
+HERE = Path(__file__).parent
+PACKAGE = "schemathesis==4.32.5"
+
+
+@pytest.mark.timeout(400)
+def test_the_server_does_what_its_schema_says(tmp_path: Path) -> None:
+    environment = {"STUB_STEP_S": "0", "SAFELIGHT_PRIVATE_WEBHOOKS": "true"}
+    options = ("--model", STUB_MODEL, "--queue-limit", "10000")
+    with ServerProcess(tmp_path / "data", *options, environment=environment) as server:
+        server.wait_until_ready()
+        shutil.copy(HERE / "schemathesis.toml", tmp_path)
+        command = [*python_with("schemathesis", PACKAGE, paths=(HERE,)), "-m", "schemathesis.cli"]
+        wanted = ["run", f"{server.url}/openapi.json", "--checks", "all", "--max-examples", "3", "--seed", "1"]
+        done = subprocess.run(
+            [*command, *wanted, "--phases", "examples,coverage,fuzzing,stateful", "--request-timeout", "20"],
+            cwd=tmp_path,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks"},
+            capture_output=True,
+            text=True,
+            timeout=350,
+        )
+        assert done.returncode == 0, done.stdout[-20_000:]
+        assert "Tested: 5" in done.stdout  # fifty and more operations
+        assert server.stop() == 0
+        assert not [line for line in server.lines if "Traceback" in line]
