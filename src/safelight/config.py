@@ -41,6 +41,10 @@ def _text(value: str) -> str:
     return value
 
 
+def _path(value: str) -> Path:
+    return Path(_text(value))
+
+
 def _whole_number(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
@@ -190,6 +194,10 @@ class Config:
         "whether gpt-image-* and dall-e-* mean the served model: accept, list (also in /v1/models), off",
         _one_of("accept", "list", "off"),
     )
+    c2pa_certificate: Path | None = _setting(  # noqa: RUF009 (as above)
+        None, "PEM file with a certificate chain for signing pictures (C2PA); empty: they are not signed", _path
+    )
+    c2pa_private_key: Path | None = _setting(None, "PEM file with its P-256 key", _path)  # noqa: RUF009
     private_webhooks: bool = _setting(
         False, "true: webhooks may be addresses of private networks and of this machine", _truth
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from safelight import __version__
 from safelight.params import GenerationParams, MetadataLevel
 
+SOFTWARE_VERSION = __version__
 SOFTWARE = f"Safelight {__version__}"
 
-_TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def parameters_text(params: GenerationParams, seed: int, model: str, level: MetadataLevel | None = None) -> str:
@@ -42,6 +43,6 @@ def xmp_packet() -> str:
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
-        f'Iptc4xmpExt:DigitalSourceType="{_TRAINED_ALGORITHMIC_MEDIA}" xmp:CreatorTool="{SOFTWARE}"/>'
+        f'Iptc4xmpExt:DigitalSourceType="{TRAINED_ALGORITHMIC_MEDIA}" xmp:CreatorTool="{SOFTWARE}"/>'
         '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
     )

@@ -49,6 +49,3 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         return
     if case.media_type == "application/json":
         case.body = _valid(case.body)
-    elif isinstance(case.body, dict) and isinstance(prompt := case.body.get("prompt"), str):
-        # A lone surrogate cannot be sent in a form: what is left may be nothing.
-        case.body["prompt"] = prompt if not prompt or prompt.encode(errors="ignore").strip() else "a"

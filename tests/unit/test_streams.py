@@ -202,3 +202,45 @@ async def test_pictures_come_as_addresses_or_inside_the_answer(
                 assert data == (await client.get(f"{made['urls']['get']}/output/{number}")).content
         assert (await client.get(JOBS, headers={"x-output": "?"})).status_code == 200
         assert (await client.get(made["urls"]["get"], headers={"x-output": "?"})).status_code == 400
+
+
+# --- habits of servers and clients --------------------------------------------------------------------------------
+
+
+async def test_the_rate_limit_is_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 x 64 pixels x 100 steps are 0.41 of one megapixel step."""
+    async with stub_server(tmp_path, monkeypatch, step_s=0, rate_limit=1) as (_, client):
+        body = BODY | {"steps": 100, "stream": False}
+        first, second, third = [await client.post(IMAGES, json=body) for _ in range(3)]
+        assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
+        assert first.headers["ratelimit-policy"] == '"work";q=1;w=60'
+        assert first.headers["ratelimit"].startswith('"work";r=0;t=')
+        assert third.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(third.headers["retry-after"]) <= 60
+        assert "ratelimit" in third.headers
+        other = await client.post(IMAGES, json=body, headers={"x-key": "somebody else"})
+        assert other.status_code == 200
+        assert "ratelimit" not in (await client.get("/v1/status")).headers
+
+
+@pytest.mark.parametrize(("aliases", "status", "listed"), [("accept", 200, 1), ("list", 200, 3), ("off", 404, 1)])
+async def test_names_that_clients_hard_code(
+    aliases: str, status: int, listed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stub_server(tmp_path, monkeypatch, model_aliases=aliases) as (_, client):
+        for name in ("gpt-image-1", "dall-e-3", "chatgpt-image-latest"):
+            answer = await client.post(IMAGES, json={"prompt": "a", "steps": 1, "model": name})
+            assert answer.status_code == status
+        assert len((await client.get("/v1/models")).json()["data"]) == listed
+
+
+async def test_cogs_health_check_goes_with_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stub_server(tmp_path, monkeypatch, step_s=0.05) as (front, client):
+        assert (await client.get("/health-check")).json() == {"status": "READY"}
+        made = await _made(client, steps=100)
+        while not front.workers[0].running:
+            await front.changes.wait()
+        assert (await client.get("/health-check")).json() == {"status": "BUSY"}
+        await client.post(made["urls"]["cancel"])
+        front.begin_drain()
+        assert (await client.get("/health-check")).json() == {"status": "DEFUNCT"}

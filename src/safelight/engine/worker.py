@@ -29,6 +29,7 @@ from safelight.engine.failures import reach
 from safelight.engine.images import encode_image, encode_preview
 from safelight.engine.model_manager import Generation, ModelManager
 from safelight.engine.previews import preview_steps
+from safelight.engine.provenance import Provenance
 from safelight.engine.sources import open_source
 from safelight.engine.stub import StubEngine
 from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
@@ -61,8 +62,10 @@ _PR_SET_PDEATHSIG = 1
 class Worker:
     """Serves one channel until ``Shutdown`` or its end. At most one job runs; cancelling is a message of its own."""
 
-    def __init__(self, channel: Channel[FrontMessage]) -> None:
+    def __init__(self, channel: Channel[FrontMessage], credentials: tuple[Path, Path] | None = None) -> None:
         self._channel = channel
+        self._credentials = credentials
+        self._provenance: Provenance | None = None
         self._manager = ModelManager()
         self._image_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
         self._loop = asyncio.get_running_loop()
@@ -109,6 +112,8 @@ class Worker:
     async def _load_model(self, load: Load) -> None:
         try:
             checkpoint = await asyncio.to_thread(open_checkpoint, load.model)
+            if self._credentials is not None:
+                self._provenance = Provenance(*self._credentials, checkpoint.card.id)
             await self._manager.load_model(checkpoint, load.device, load.dtype, self._send_from_thread)
             total = checkpoint.weight_bytes
             parts = len(checkpoint.components)
@@ -175,7 +180,9 @@ class Worker:
         params = generate.params
         model = self._manager.checkpoint.card.id if self._manager.checkpoint else ""
         images = [
-            await self._loop.run_in_executor(self._image_thread, _encode_image, image, params, seed, model)
+            await self._loop.run_in_executor(
+                self._image_thread, _encode_image, image, params, seed, model, self._provenance
+            )
             for image, seed in zip(generation.images, params.seeds, strict=True)
         ]
         return Succeeded(
@@ -188,9 +195,12 @@ class Worker:
         )
 
 
-def _encode_image(image: Image, params: GenerationParams, seed: int, model: str) -> EncodedImage:
+def _encode_image(
+    image: Image, params: GenerationParams, seed: int, model: str, provenance: Provenance | None
+) -> EncodedImage:
     reach("engine.encode")
-    return encode_image(image, params, seed, model)
+    encoded = encode_image(image, params, seed, model)
+    return encoded if provenance is None else provenance.signed(encoded)
 
 
 def manager_of(model: str) -> ModelManager:
@@ -209,9 +219,9 @@ def die_with_parent(parent_pid: int) -> None:
         raise SystemExit(1)
 
 
-async def _serve(sock: socket.socket) -> None:
+async def _serve(sock: socket.socket, credentials: tuple[Path, Path] | None) -> None:
     channel: Channel[FrontMessage] = await Channel.open(sock, FrontMessage)
-    await Worker(channel).run()
+    await Worker(channel, credentials).run()
 
 
 def main() -> None:
@@ -222,6 +232,7 @@ def main() -> None:
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--faults", default="")
     parser.add_argument("--faults-dir", type=Path)
+    parser.add_argument("--credentials", type=Path, nargs=2)
     args = parser.parse_args()
     die_with_parent(args.parent_pid)
     logging.basicConfig(
@@ -231,7 +242,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     if args.faults:
         faults.arm(args.faults, args.faults_dir)
-    asyncio.run(_serve(socket.socket(fileno=args.fd)))
+    asyncio.run(_serve(socket.socket(fileno=args.fd), args.credentials and tuple(args.credentials)))
 
 
 if __name__ == "__main__":

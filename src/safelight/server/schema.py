@@ -17,6 +17,7 @@ from safelight.server.problems import is_hugging_face, is_sdapi
 
 Schema = dict[str, Any]
 
+_EXAMPLES = ["a large red circle on a blue background"]
 _TEXT = "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"
 _LEAST_GUIDANCE, _MOST_GUIDANCE = 0, 30
 
@@ -132,7 +133,7 @@ def _limits(card: ModelCard) -> dict[str, Schema]:
     pixels = {"minimum": card.min_size, "maximum": card.max_size, "multipleOf": card.size_multiple}
     steps = {"minimum": 1, "maximum": card.max_num_inference_steps}
     guidance = {"minimum": _LEAST_GUIDANCE, "maximum": _MOST_GUIDANCE}
-    text = {"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": _TEXT}
+    text = {"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": _TEXT, "examples": _EXAMPLES}
     return {
         "prompt": text,
         "inputs": text,

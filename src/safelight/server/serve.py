@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -47,6 +48,7 @@ def serve(config: Config) -> int:
     """Runs the server until a signal; returns the exit code. Raises ``PortInUse`` or ``ConfigError`` at once."""
     with bind(config.host, config.port) as sock:
         _refuse_to_be_open(config, sock)
+        _check_credentials(config)
         _make_data_dir(config)
         logging.basicConfig(
             level=config.log_level.upper(),
@@ -65,6 +67,18 @@ def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
             "or --insecure true if anybody may ask",
             param="host",
         )
+
+
+def _check_credentials(config: Config) -> None:
+    files = {"c2pa_certificate": config.c2pa_certificate, "c2pa_private_key": config.c2pa_private_key}
+    if not any(files.values()):
+        return
+    for name, file in files.items():
+        if file is None or not file.is_file():
+            shown = "" if file is None else str(file)
+            raise ConfigError(f"--{name.replace('_', '-')}={shown!r} is no file: signing needs both", param=name)
+    if importlib.util.find_spec("c2pa") is None:
+        raise ConfigError("signing pictures needs the package c2pa-python: pip install 'safelight[c2pa]'")
 
 
 def _arm_faults(config: Config, sock: socket.socket) -> None:

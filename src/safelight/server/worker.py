@@ -159,6 +159,8 @@ class Worker:
         options = [f"--log-level={self._config.log_level}"]
         if self._config.faults:
             options += [f"--faults={self._config.faults}", f"--faults-dir={self._config.data_dir / 'faults'}"]
+        if self._config.c2pa_certificate and self._config.c2pa_private_key:
+            options += ["--credentials", str(self._config.c2pa_certificate), str(self._config.c2pa_private_key)]
         return options
 
     async def _follow(self, process: WorkerProcess) -> None:
