@@ -26,6 +26,7 @@ import httpx2 as httpx
 import psutil
 
 from safelight import __version__
+from safelight.checkpoint import open_checkpoint
 from safelight.config import STUB_MODEL
 from safelight.engine.images import encode_image
 from safelight.engine.stub import draw
@@ -178,8 +179,15 @@ class Campaign:
 
 def expected_picture(seed: int) -> bytes:
     """What the stub engine draws for that seed, made here by the same code without any server."""
+    card = open_checkpoint(STUB_MODEL).card
     params = GenerationParams(
-        prompt="chaos", width=64, height=64, num_inference_steps=_STEPS, max_sequence_length=64, seed=seed
+        prompt="chaos",
+        width=64,
+        height=64,
+        num_inference_steps=_STEPS,
+        guidance_scale=card.default_guidance_scale,
+        max_sequence_length=64,
+        seed=seed,
     )
     return encode_image(draw(params, seed), params, seed, STUB_MODEL).data
 

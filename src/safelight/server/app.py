@@ -40,7 +40,7 @@ def _limit_bytes(path: str) -> int:
 
 def create_app(front: Front) -> ASGIApp:
     """The ASGI application. The front is started and stopped by whoever made it."""
-    app = FastAPI(title="Safelight", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Safelight", version=__version__, openapi_url=None)
     routers = [api.routes(front) for api in APIS]
     for router in routers:
         app.include_router(router)

@@ -45,6 +45,11 @@ class ServedModel:
         return self._checkpoint.card
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is a card."""
+        return self._checkpoint is not None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights on disk, 0 while unknown."""
         return self._checkpoint.weight_bytes if self._checkpoint else 0
