@@ -55,8 +55,12 @@ def test_a_thousand_jobs_leave_no_memory_no_files_and_no_threads(start: Start) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_fifty_loads_leave_no_memory_and_no_shared_memory(tmp_path: Path) -> None:
-    """R51: of a tiny FLUX in the real classes; the first five are for caches."""
+def test_a_hundred_loads_leave_no_memory_and_no_shared_memory(tmp_path: Path) -> None:
+    """R51: of a tiny FLUX of half a megabyte in the real classes.
+
+    The first fifty are for the allocator, which takes an arena now and then; a model that stayed would be seen after
+    twenty more.
+    """
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "tiny")))
 
     async def load_and_free() -> None:
@@ -64,9 +68,9 @@ def test_fifty_loads_leave_no_memory_and_no_shared_memory(tmp_path: Path) -> Non
             await manager.load_model(checkpoint, "cpu")
 
     own = psutil.Process()
-    for number in range(50):
+    for number in range(100):
         asyncio.run(load_and_free())
-        if number == 4:
+        if number == 49:
             rss, files, shared = own.memory_info().rss, own.num_fds(), len(os.listdir("/dev/shm"))
     assert own.memory_info().rss - rss < 10 * MB
     assert own.num_fds() <= files

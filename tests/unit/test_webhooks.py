@@ -13,6 +13,7 @@ import httpx2 as httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from safelight.errors import StorageUnavailable
 from safelight.server import webhooks as webhooks_module
 from tests.unit.running_front import TIMEOUT_S
 from tests.unit.stub_front import stub_server
@@ -165,6 +166,25 @@ async def test_a_restart_loses_no_message(tmp_path: Path, monkeypatch: pytest.Mo
             await receiver.wait_for(2)
             await second.wait_for(1)
         assert json.loads(second.received[0][1])["status"] == "succeeded"
+
+
+async def test_a_disk_that_cannot_be_read_delays_them_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhooks_module, "_STORAGE_PAUSE_S", 0.05)
+    async with _receiving() as receiver, stub_server(tmp_path, monkeypatch, private_webhooks=True) as (front, client):
+        due_webhooks, failures = front.store.due_webhooks, [StorageUnavailable("locked")] * 3
+
+        async def failing(time_s: float, count: int) -> Any:
+            if failures:
+                raise failures.pop()
+            return await due_webhooks(time_s, count)
+
+        monkeypatch.setattr(front.store, "due_webhooks", failing)
+        await _made(client, receiver.url)
+        await receiver.wait_for(1)
+        assert not failures
+        assert "Traceback" not in caplog.text
 
 
 async def test_private_addresses_are_refused_where_they_are_asked_for(

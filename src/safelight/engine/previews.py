@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OnPreview = Callable[[int, int, Image.Image], None]
 """Called on the GPU thread with (index of the picture in its job, steps done of it, small picture)."""
 
-_CHART_CELLS = 16
+_CHART_CELLS = 8
 _CELL_LATENTS = 4
 
 

@@ -60,25 +60,37 @@ class Outbound:
 
     def __init__(self, *, may_be_private: bool) -> None:
         self._may_be_private = may_be_private
-        self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._client: httpx.AsyncClient | None = None
+        self._opening = asyncio.Lock()
 
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """The status of the answer, whose body is not read. Raises ``OSError``, ``PrivateAddress``, httpx errors."""
+        client = await self._opened()
         target = httpx.URL(url)
         address = await self._resolve(target)
         headers = headers | {"host": target.netloc.decode()}
         extensions = {"sni_hostname": target.host}
         async with (
             asyncio.timeout(_TIMEOUT_S),
-            self._client.stream(
+            client.stream(
                 "POST", target.copy_with(host=address), content=body, headers=headers, extensions=extensions
             ) as answer,
         ):
             return answer.status_code
 
+    async def _opened(self) -> httpx.AsyncClient:
+        """Made when it is first needed: with it come the system's certificates, which would delay the start."""
+        async with self._opening:
+            if self._client is None:
+                self._client = await asyncio.to_thread(
+                    httpx.AsyncClient, timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False
+                )
+            return self._client
+
     async def close(self) -> None:
         """Closes its connections."""
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def _resolve(self, target: httpx.URL) -> str:
         port = target.port or (443 if target.scheme == "https" else 80)

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2 as httpx
 import msgspec
 
-from safelight.errors import SafelightError
+from safelight.errors import SafelightError, StorageFull, StorageUnavailable
 from safelight.jobs import COMPLETED, Job, Webhook
 from safelight.server.dispatcher import Dispatcher
 from safelight.server.follow import watch
@@ -34,6 +34,7 @@ _RETRY_S = (1.0, 5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 3600.0, 3600.0)
 _AT_ONCE = 20
 _LEAST_INTERVAL_S = 0.5
 _LOOK_AGAIN_S = 30.0
+_STORAGE_PAUSE_S = 1.0
 _GONE = 410
 _PREFIX = "whsec_"
 
@@ -112,8 +113,12 @@ class Webhooks:
         """Sends what is due, for ever."""
         while True:
             self._due.clear()
-            jobs, next_s = await self._store.due_webhooks(time.time(), _AT_ONCE)
-            await asyncio.gather(*(self._deliver(job, tries) for job, tries in jobs))
+            try:
+                jobs, next_s = await self._store.due_webhooks(time.time(), _AT_ONCE)
+                await asyncio.gather(*(self._deliver(job, tries) for job, tries in jobs))
+            except (StorageFull, StorageUnavailable):
+                await asyncio.sleep(_STORAGE_PAUSE_S)
+                continue
             if not jobs:
                 wait_s = _LOOK_AGAIN_S if next_s is None else min(max(next_s - time.time(), 0.05), _LOOK_AGAIN_S)
                 with contextlib.suppress(TimeoutError):
