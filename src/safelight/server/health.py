@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from safelight import __version__
 from safelight.server.callers import is_known
+from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
 from safelight.server.status import ServerStatus
@@ -78,7 +79,7 @@ def routes(front: Front) -> APIRouter:
     @router.get("/v1/status/stream", response_class=StreamingResponse)
     async def status_stream(request: Request) -> StreamingResponse:
         """The same as server-sent events named ``status``: one at once, then one after each change."""
-        return StreamingResponse(_events(front), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return event_stream(_events(front))
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -94,13 +95,13 @@ def _probe(front: Front, request: Request, *, ok: bool) -> JSONResponse:
     return JSONResponse(body, status_code=200 if ok else 503, headers=headers)
 
 
-async def _events(front: Front) -> AsyncIterator[str]:
+async def _events(front: Front) -> AsyncIterator[bytes]:
     while True:
         seen = front.changes.count
-        yield f"event: status\ndata: {json.dumps(front.status(), separators=(',', ':'))}\n\n"
+        yield event("status", json.dumps(front.status(), separators=(",", ":")))
         if front.is_stopped:
             return
         # Changes that come faster than this are seen in one event.
         await asyncio.sleep(_MIN_INTERVAL_S)
         while front.changes.count == seen and not await front.changes.wait(_PING_S):
-            yield ": ping\n\n"
+            yield PING

@@ -15,20 +15,17 @@ from fastapi.responses import StreamingResponse
 from safelight.errors import SafelightError
 from safelight.jobs import Job
 from safelight.protocol import Preview
+from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.follow import OnDisconnect, watch
 from safelight.server.front import Front
 from safelight.server.pictures import Base64, Part, stream_parts
 from safelight.server.problems import problem_members
 
-PING = b": ping\n"
-
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-
 
 def image_stream(front: Front, job: Job, kind: str, usage: Callable[[Job], dict[str, Any]]) -> StreamingResponse:
     """``kind`` is image_generation or image_edit. The job is cancelled if the client goes."""
-    headers = HEADERS | {"x-seed": str(job.params.seed), "x-job-id": job.id}
-    return StreamingResponse(_events(front, job, kind, usage), headers=headers, media_type="text/event-stream")
+    headers = {"x-seed": str(job.params.seed), "x-job-id": job.id}
+    return event_stream(_events(front, job, kind, usage), headers)
 
 
 async def _events(front: Front, job: Job, kind: str, usage: Callable[[Job], dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -48,7 +45,7 @@ async def _events(front: Front, job: Job, kind: str, usage: Callable[[Job], dict
                 yield piece
     except SafelightError as error:
         body = {"type": "error", "error": problem_members(error)}
-        yield b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+        yield event("error", msgspec.json.encode(body).decode())
 
 
 def _place(preview: Preview) -> tuple[int, int]:

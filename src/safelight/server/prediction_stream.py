@@ -16,8 +16,8 @@ from fastapi.responses import StreamingResponse
 from safelight.errors import InvalidValue, LoadError, ShuttingDown
 from safelight.jobs import Job, JobError, JobResult, JobStatus
 from safelight.server.dispatcher import Dispatcher
+from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.follow import OnDisconnect, watch
-from safelight.server.images_stream import HEADERS, PING
 from safelight.server.prediction import progress_line
 
 Show = Callable[[], dict[str, Any]]
@@ -70,9 +70,7 @@ def prediction_stream(
 ) -> StreamingResponse:
     """``show`` gives the job as the job API does."""
     teller = _Teller(job, show, names, after or Place(), with_previews=with_previews)
-    return StreamingResponse(
-        _events(dispatcher, teller, on_disconnect), media_type="text/event-stream", headers=HEADERS
-    )
+    return event_stream(_events(dispatcher, teller, on_disconnect))
 
 
 async def _events(dispatcher: Dispatcher, teller: _Teller, on_disconnect: OnDisconnect) -> AsyncIterator[bytes]:
@@ -80,8 +78,8 @@ async def _events(dispatcher: Dispatcher, teller: _Teller, on_disconnect: OnDisc
         async for has_changed in watch(dispatcher, teller.job, on_disconnect):
             if not has_changed:
                 yield PING
-            for event in teller.news() if has_changed else ():
-                yield event
+            for told in teller.news() if has_changed else ():
+                yield told
     except (ShuttingDown, LoadError) as error:
         # Not the end of the job: a client that comes back goes on from here.
         yield f": {error.message}\n".encode()
@@ -104,7 +102,7 @@ class _Teller:
         job, total_steps = self.job, self.job.params.total_steps
         if self._names.start and not self._has_started:
             self._has_started = True
-            yield _event(self._names.start, _json(self._show()), None)
+            yield event(self._names.start, _json(self._show()))
         if self._seen.attempt != job.attempt:
             self._seen = Place(job.attempt)
         steps = total_steps if job.status is JobStatus.SUCCEEDED else job.step
@@ -121,7 +119,7 @@ class _Teller:
                 self._previews_shown.add(place)
                 url = f"{self._show()['urls']['get']}/preview/{preview.image_index}"
                 members = {"image_index": preview.image_index, "number": preview.number, "step": preview.step}
-                yield _event("preview", _json(members | {"url": url}), None)
+                yield event("preview", _json(members | {"url": url}))
 
     def _end(self, total_steps: int) -> Iterator[bytes]:
         outcome, number = self.job.outcome, total_steps
@@ -133,18 +131,13 @@ class _Teller:
         if isinstance(outcome, JobError):
             reason = {"reason": "canceled" if self.job.status is JobStatus.CANCELLED else "error"}
             if self._names.error and reason["reason"] == "error":
-                yield _event(self._names.error, outcome.message, None)
+                yield event(self._names.error, outcome.message)
         data = _json(self._show()) if self._names.start else _json(reason)
         yield self._told(total_steps + self.job.params.num_images + 1, self._names.done, data)
 
     def _told(self, number: int, name: str, data: str) -> bytes:
         self._seen = Place(self.job.attempt, number)
-        return _event(name, data, self._seen)
-
-
-def _event(name: str, data: str, place: Place | None) -> bytes:
-    lines = "".join(f"data: {line}\n" for line in data.splitlines() or [""])
-    return (f"id: {place}\n" if place else "").encode() + f"event: {name}\n{lines}\n".encode()
+        return event(name, data, str(self._seen))
 
 
 def _json(value: object) -> str:
