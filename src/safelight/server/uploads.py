@@ -7,19 +7,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from safelight.errors import InvalidValue, UnsupportedValue
 from safelight.model_card import ModelCard
 from safelight.params import SourceImage
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_UPLOAD_BYTES = 32 * 1024 * 1024
 
 _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
 
-_at_once = asyncio.Semaphore(2)
-"""A decoded picture takes twenty times its file's size."""
+_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="uploads")
+"""Two at once, for a decoded picture is many times its file; and those who fetch pictures do not wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +57,11 @@ async def read_upload(
             raise InvalidValue(f"{param} is not a PNG, JPEG or WebP picture", param=param)
     if strength is None:
         strength = 1.0 if mask is not None else 0.8
-    async with _at_once:
-        return await asyncio.to_thread(_read, card, image, mask, strength, size, mask_is_inverted)
+    return await _on_thread(_read, card, image, mask, strength, size, mask_is_inverted)
+
+
+async def _on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads, functools.partial(function, *args, **kwargs))
 
 
 def _read(
@@ -77,8 +87,8 @@ async def read_base64_upload(
     mask_is_inverted: bool = False,
 ) -> Upload:
     """As ``read_upload``, for pictures inside JSON."""
-    data = await asyncio.to_thread(decode_base64, image, "image")
-    mask_data = None if mask is None else await asyncio.to_thread(decode_base64, mask, "mask")
+    data = await _on_thread(decode_base64, image, "image")
+    mask_data = None if mask is None else await _on_thread(decode_base64, mask, "mask")
     return await read_upload(card, data, mask_data, strength, size, mask_is_inverted=mask_is_inverted)
 
 
