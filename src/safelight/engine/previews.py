@@ -2,7 +2,7 @@
 
 The belief is the end of the straight line on which flow matching moves: x0 = x(sigma) - sigma * v, where the velocity
 v is what the last step has moved along. A linear map from latent channels to colours, fitted to the model's own VAE
-when it is loaded, makes it visible for a thousandth of the decoder's cost.
+when it is loaded, makes it visible without the decoder.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from safelight.protocol import EncodedImage
 
 _ALGORITHM = "es256"
 _SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
-"""With a thumbnail, which is the default, each file grows by a megabyte and takes a tenth of a second."""
+"""A thumbnail, which is the default, would make files and times many times larger."""
 
 
 class Provenance:

@@ -113,7 +113,7 @@ class Worker:
         try:
             checkpoint = await asyncio.to_thread(open_checkpoint, load.model)
             if self._credentials is not None:
-                self._provenance = Provenance(*self._credentials, checkpoint.card.id)
+                self._provenance = await asyncio.to_thread(Provenance, *self._credentials, checkpoint.card.id)
             await self._manager.load_model(checkpoint, load.device, load.dtype, self._send_from_thread)
             total = checkpoint.weight_bytes
             parts = len(checkpoint.components)

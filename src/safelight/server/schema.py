@@ -25,7 +25,7 @@ _LEAST_GUIDANCE, _MOST_GUIDANCE = 0, 30
 
 
 def install(app: FastAPI, front: Front) -> None:
-    """Has the app answer with this schema. It is a tenth of a second's work: not for the event loop, and not twice."""
+    """Has the app answer with this schema. Making it takes a while: not on the event loop, and not twice."""
     made: bytes | None = None
 
     @app.get("/openapi.json", include_in_schema=False)
