@@ -52,8 +52,9 @@ ClientId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 def routes(front: Front) -> APIRouter:
     """The same under ``/v1``, as Replicate has them, and at the root, as cog's servers do."""
     router = APIRouter(tags=["predictions"], route_class=StrictJSONRoute)
-    _add(router, front, "/v1/predictions", in_schema=True)
-    _add(router, front, "/predictions", in_schema=False)
+    for prefix, in_schema in (("/v1/predictions", True), ("/predictions", False)):
+        _add_jobs(router, front, prefix, in_schema=in_schema)
+        _add_pictures(router, front, prefix, in_schema=in_schema)
 
     @router.post("/v1/models/{owner}/{name}/predictions", status_code=201, responses=_OTHER_STATUSES)
     async def create_for_model(owner: str, name: str, body: PredictionRequest, request: Request) -> Response:
@@ -70,8 +71,8 @@ def routes(front: Front) -> APIRouter:
     return router
 
 
-def _add(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) -> None:
-    """Every route is a thin layer over one job."""
+def _add_jobs(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) -> None:
+    """Make one, look at it, end it."""
 
     @router.post(prefix, status_code=201, responses=_OTHER_STATUSES, include_in_schema=in_schema)
     async def create(body: PredictionRequest, request: Request) -> Response:
@@ -108,6 +109,10 @@ def _add(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) -> No
                 await front.dispatcher.cancel(job)
         await follow(request, front.dispatcher, job, OnDisconnect.KEEP, _CANCEL_WAIT_S)
         return await _answer(front, job, request)
+
+
+def _add_pictures(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) -> None:
+    """Watch what a job draws, and fetch it."""
 
     @router.get(f"{prefix}/{{prediction_id}}/stream", response_class=StreamingResponse, include_in_schema=in_schema)
     async def stream(
