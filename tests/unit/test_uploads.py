@@ -106,8 +106,10 @@ async def test_an_inverted_mask() -> None:
 
 
 async def test_transparency_of_the_image_is_a_mask() -> None:
-    mask = _opened(await read_upload(CARD, picture(mode="RGBA"), None, None, None))[1]
+    upload = await read_upload(CARD, picture(mode="RGBA"), None, None, None)
+    mask = _opened(upload)[1]
     assert mask is not None and mask.getextrema() == (255, 255)
+    assert upload.source.strength == 1.0
 
 
 async def test_the_camera_was_turned() -> None:

@@ -15,13 +15,14 @@ MAX_PIXELS = 50_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _FASTEST = 1
+_STRENGTH = 0.8
 
 
 def read_pictures(
     card: ModelCard,
     image: bytes,
     mask: bytes | None,
-    strength: float,
+    strength: float | None,
     size: tuple[int, int] | None,
     mask_is_inverted: bool,
 ) -> tuple[SourceImage, dict[str, bytes], tuple[int, int]]:
@@ -33,6 +34,8 @@ def read_pictures(
         area = ImageOps.invert(area)
     if area is None and _is_transparent(opened):
         area = _area_to_draw(opened)
+    if strength is None:
+        strength = _STRENGTH if area is None else 1.0
     name = uuid.uuid4().hex
     files = {f"{name}-image.png": _as_png(ImageOps.fit(opened.convert("RGB"), size))}
     mask_file = None

@@ -55,8 +55,6 @@ async def read_upload(
     for param, data in (("image", image), ("mask", mask)):
         if data is not None and not is_picture(data):
             raise InvalidValue(f"{param} is not a PNG, JPEG or WebP picture", param=param)
-    if strength is None:
-        strength = 1.0 if mask is not None else 0.8
     return await _on_thread(_read, card, image, mask, strength, size, mask_is_inverted)
 
 
@@ -68,7 +66,7 @@ def _read(
     card: ModelCard,
     image: bytes,
     mask: bytes | None,
-    strength: float,
+    strength: float | None,
     size: tuple[int, int] | None,
     mask_is_inverted: bool,
 ) -> Upload:
