@@ -149,6 +149,23 @@ class Config:
         "number format of the weights; auto: bfloat16 on CUDA, float32 on the CPU",
         _one_of("auto", "float32", "bfloat16", "float16"),
     )
+    precision: str = _setting(
+        "auto",
+        "of the transformer's large layers: bf16, fp8 (CUDA cards from Ada and Hopper on), or auto: as dtype says, but "
+        "fp8 where only that fits into the card's memory",
+        _one_of("auto", "bf16", "fp8"),
+    )
+    step_cache: int = _setting(
+        1,
+        "2 or 3: in the middle of a picture only every second or third step is computed, the others are extrapolated; "
+        "1: every step is",
+        _whole_number(1, 3),
+    )
+    batch_limit: int = _setting(
+        0,
+        "pictures that may share a denoising step; 0: as many as measured times and the memory allow",
+        _whole_number(0, 64),
+    )
     data_dir: Path = _setting(  # noqa: RUF009 (the default is a Path, and immutable)
         Path("safelight-data"), "directory for what outlives a run", lambda value: Path(_text(value))
     )
@@ -240,7 +257,11 @@ def load_config(
     for name, (source, _) in texts.items():
         if name not in known:
             raise ConfigError(f"{source} is not a setting of Safelight", param=name)
-    return Config(**{name: _parse(known[name], *text) for name, text in texts.items()})
+    config = Config(**{name: _parse(known[name], *text) for name, text in texts.items()})
+    if config.precision != "auto" and config.dtype not in ("auto", "bfloat16"):
+        source, value = texts["precision"]
+        raise ConfigError(f"{source}={value!r} goes with dtype bfloat16, not {config.dtype!r}", param="precision")
+    return config
 
 
 def _parse(setting: Field[Any], source: str, value: str) -> Any:

@@ -48,6 +48,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """The nearest side that this model draws, in pixels."""
         return min(max(round(side / self.size_multiple) * self.size_multiple, self.min_size), self.max_size)
 
+    def tokens(self, width: int, height: int, max_sequence_length: int) -> int:
+        """Tokens of one row of a transformer call: those of the picture and those of the text."""
+        return (width // self.size_multiple) * (height // self.size_multiple) + max_sequence_length
+
     def check(self, params: GenerationParams) -> None:
         """Raises a leaf of ``InvalidRequest`` if this model cannot do what the params ask."""
         for name, side in (("width", params.width), ("height", params.height)):

@@ -118,6 +118,16 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return self.steps_per_image * self.num_images
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Jobs of one shape can share a transformer call: width, height, ``max_sequence_length``."""
+        return self.width, self.height, self.max_sequence_length
+
+    @property
+    def rows(self) -> int:
+        """Rows of a transformer call that makes one step of every image."""
+        return self.num_images * (2 if self.true_cfg_scale > 1 else 1)
+
+    @property
     def megapixels(self) -> float:
         """Size of one image."""
         return self.width * self.height / 1e6
@@ -125,7 +135,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     @property
     def work(self) -> float:
         """What the job costs, in megapixels x transformer calls."""
-        return self.megapixels * self.total_steps * (2 if self.true_cfg_scale > 1 else 1)
+        return self.megapixels * self.steps_per_image * self.rows
 
 
 def check_size(width: int, height: int) -> None:

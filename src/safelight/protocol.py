@@ -28,12 +28,20 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Load(Message, frozen=True):
-    """Load the checkpoint in this directory onto the device, then warm up each size (width, height in pixels)."""
+    """Load the checkpoint in this directory onto the device, then warm up each size (width, height in pixels).
+
+    ``batch_limit`` is how many rows may share a step at most, 0 leaves it to measured times; compiled kernels are kept
+    in ``cache_dir``, if it is not empty.
+    """
 
     model: str
     device: str
     dtype: str
     warmup_sizes: list[tuple[int, int]]
+    precision: str = "auto"
+    step_cache: int = 1
+    batch_limit: int = 0
+    cache_dir: str = ""
 
 
 class Generate(Message, frozen=True):
@@ -71,9 +79,22 @@ class LoadProgress(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Loaded and warm: jobs may come. ``phase_seconds`` maps import, weights, to_device and warmup to seconds."""
+    """Loaded and warm: jobs may come. ``phase_seconds`` maps import, weights, to_device and warmup to seconds.
+
+    Jobs of one shape may run at once for as long as their rows together have ``batch_tokens`` tokens at most: beyond
+    that a step takes longer in proportion, or does not fit. 0: one after the other.
+    """
 
     phase_seconds: dict[str, float]
+    batch_tokens: int = 0
+
+
+class Warm(Message, frozen=True):
+    """From now on a step of so many rows of this size, in pixels, pays for no first use."""
+
+    width: int
+    height: int
+    rows: int
 
 
 class LoadFailed(Message, frozen=True):
@@ -116,6 +137,13 @@ class EncodedImage(msgspec.Struct, frozen=True):
     height: int
 
 
+class Drawn(Message, frozen=True):
+    """The device is done with the job, only encoding is left: the next one may come."""
+
+    job_id: str
+    attempt: int
+
+
 class Succeeded(Message, frozen=True):
     """The job's images. ``warnings`` are sentences for the user; ``seconds`` maps stages to their time."""
 
@@ -154,8 +182,8 @@ class Cancelled(Message, frozen=True):
 
 FrontMessage = Load | Generate | Cancel | Shutdown
 JobOutcome = Succeeded | Failed | Cancelled | Unfit
-JobProgress = StepDone | Preview
-WorkerMessage = LoadProgress | Ready | LoadFailed | StepDone | Preview | Succeeded | Failed | Cancelled | Unfit
+JobProgress = StepDone | Preview | Drawn
+WorkerMessage = LoadProgress | Ready | Warm | LoadFailed | JobProgress | JobOutcome
 
 Received = TypeVar("Received")
 

@@ -17,6 +17,9 @@ VALID: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "device": ("cuda:0,1", "cuda:0,1"),
     "dtype": ("bfloat16", "bfloat16"),
+    "precision": ("fp8", "fp8"),
+    "step_cache": ("3", 3),
+    "batch_limit": ("8", 8),
     "data_dir": ("/tmp/data", Path("/tmp/data")),
     "queue_limit": ("1", 1),
     "grace_period_s": ("0.5", 0.5),
@@ -75,6 +78,11 @@ WRONG: list[tuple[str, str]] = [
     ("device", "cuda:\uff11"),
     ("dtype", "fp16"),
     ("dtype", ""),
+    ("precision", "int8"),
+    ("step_cache", "0"),
+    ("step_cache", "4"),
+    ("batch_limit", "65"),
+    ("batch_limit", "-1"),
     ("data_dir", ""),
     ("queue_limit", "0"),
     ("queue_limit", "100001"),
@@ -174,6 +182,17 @@ def test_a_wrong_value_names_the_key_and_the_value(name: str, text: str, tmp_pat
             load()
         assert named in caught.value.message
         assert caught.value.param == name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_precision_contradicts_any_other_dtype_than_bfloat16(precision: str, dtype: str) -> None:
+    environment = {f"{ENV_PREFIX}PRECISION": precision}
+    with pytest.raises(ConfigError, match=f"SAFELIGHT_PRECISION='{precision}' .* not '{dtype}'") as caught:
+        load_config({"dtype": dtype}, environment)
+    assert caught.value.param == "precision"
+    for fitting in ("auto", "bfloat16"):
+        assert load_config({"dtype": fitting}, environment).precision == precision
 
 
 def test_a_wrong_value_that_a_better_source_hides_does_no_harm() -> None:

@@ -49,3 +49,8 @@ def test_the_limits_themselves_are_drawn(card: ModelCard, members: dict[str, Any
 def test_guidance_is_what_dev_has_and_schnell_has_not() -> None:
     assert CARD.has_guidance
     assert not SCHNELL.has_guidance
+
+
+def test_a_row_has_the_tokens_of_the_picture_and_of_the_text() -> None:
+    assert CARD.tokens(64, 32, 64) == 4 * 2 + 64
+    assert ModelCard(id="black-forest-labs/FLUX.1-dev").tokens(1024, 1024, 512) == 4096 + 512

@@ -119,3 +119,16 @@ def test_a_media_type_belongs_to_each_format() -> None:
 def test_out_of_range_is_an_invalid_value() -> None:
     with pytest.raises(InvalidValue, match="n is 11: it must be from 1 to 10"):
         params(num_images=11)
+
+
+def test_jobs_of_one_size_and_text_length_have_one_shape() -> None:
+    one, other = params(seed=1, prompt="a", num_images=3), params(seed=2, prompt="b", num_inference_steps=9)
+    assert one.shape == other.shape == (64, 64, 64)
+    assert len({one.shape, params(width=128).shape, params(max_sequence_length=32).shape}) == 3
+
+
+@pytest.mark.parametrize(("num_images", "true_cfg_scale", "rows"), [(1, 1.0, 1), (3, 1.0, 3), (1, 1.5, 2), (3, 4.0, 6)])
+def test_a_step_has_one_row_per_image_and_transformer_call(num_images: int, true_cfg_scale: float, rows: int) -> None:
+    asked = params(num_images=num_images, true_cfg_scale=true_cfg_scale)
+    assert asked.rows == rows
+    assert asked.work == pytest.approx(64 * 64 / 1e6 * 4 * rows)

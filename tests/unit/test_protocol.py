@@ -17,6 +17,7 @@ from safelight.protocol import (
     Cancel,
     Cancelled,
     Channel,
+    Drawn,
     EncodedImage,
     Failed,
     FrontMessage,
@@ -29,6 +30,7 @@ from safelight.protocol import (
     Shutdown,
     StepDone,
     Succeeded,
+    Warm,
     WorkerMessage,
 )
 from tests.unit.running_front import params
@@ -36,16 +38,18 @@ from tests.unit.running_front import params
 pytestmark = pytest.mark.anyio
 
 FRONT_MESSAGES = [
-    Load("a/model", "cuda:0", "auto", [(64, 64), (128, 64)]),
+    Load("a/model", "cuda:0", "auto", [(64, 64), (128, 64)], "fp8", 2, 8, "/data/compile-cache"),
     Generate("job_1", 2, params(prompt="שלום", guidance_scale=3.5)),
     Cancel("job_1"),
     Shutdown(),
 ]
 WORKER_MESSAGES = [
     LoadProgress("weights", None, 1, 7, 2**40, 2**41),
-    Ready({"import": 1.5}),
+    Ready({"import": 1.5}, 8192),
+    Warm(1024, 768, 4),
     LoadFailed("checkpoint_invalid", "a sentence"),
     StepDone("job_1", 1, 3, 4),
+    Drawn("job_1", 1),
     Succeeded("job_1", 1, [EncodedImage(b"\x00\xff" * 1000, ImageFormat.PNG, 7, 64, 64)], ["w"], 3, {"vae": 0.1}),
     Failed("job_1", 1, "out_of_memory", "a sentence"),
     Cancelled("job_1", 1),
