@@ -20,17 +20,25 @@ MAX_TENSORS = 20_000
 _LENGTH = struct.Struct("<Q")
 
 
-class _Tensor(msgspec.Struct):
+class TensorEntry(msgspec.Struct, frozen=True):
+    """What a header says of one tensor. ``data_offsets`` are its first byte and the one after its last, from
+    ``SafetensorsHeader.data_start`` on; nobody has checked yet that they agree with dtype and shape."""
+
     dtype: str
-    shape: list[int]
+    shape: tuple[int, ...]
     data_offsets: tuple[int, int]
 
 
 class SafetensorsHeader(msgspec.Struct, frozen=True):
-    """``tensors`` maps each tensor's name to its dtype; ``weight_bytes`` is the size of all of them."""
+    """``tensors`` maps each tensor's name to its dtype, ``entries`` to all that is known of it.
+
+    ``weight_bytes`` is the size of all of them; they begin ``data_start`` bytes into the file.
+    """
 
     tensors: dict[str, str]
     weight_bytes: int
+    entries: dict[str, TensorEntry] = {}
+    data_start: int = 0
 
 
 def read_header(path: Path) -> SafetensorsHeader:
@@ -41,13 +49,14 @@ def read_header(path: Path) -> SafetensorsHeader:
             raw = _read_raw_header(path, file, file_bytes)
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
-    tensors = _parse(path, raw)
-    weight_bytes = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
-    expected_bytes = _LENGTH.size + len(raw) + weight_bytes
+    entries = _parse(path, raw)
+    weight_bytes = max((entry.data_offsets[1] for entry in entries.values()), default=0)
+    data_start = _LENGTH.size + len(raw)
+    expected_bytes = data_start + weight_bytes
     if file_bytes != expected_bytes:
         state = "truncated" if file_bytes < expected_bytes else "longer than its header says"
         raise CheckpointInvalid(f"{path} is {state}: {file_bytes} bytes of {expected_bytes}")
-    return SafetensorsHeader({name: tensor.dtype for name, tensor in tensors.items()}, weight_bytes)
+    return SafetensorsHeader({name: entry.dtype for name, entry in entries.items()}, weight_bytes, entries, data_start)
 
 
 def _read_raw_header(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
@@ -60,12 +69,12 @@ def _read_raw_header(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
     return file.read(length)
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, _Tensor]:
+def _parse(path: Path, raw: bytes) -> dict[str, TensorEntry]:
     try:
         members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         members.pop("__metadata__", None)
         if len(members) > MAX_TENSORS:
             raise CheckpointInvalid(f"{path} announces {len(members)} tensors: {MAX_TENSORS} at most")
-        return {name: msgspec.json.decode(member, type=_Tensor) for name, member in members.items()}
+        return {name: msgspec.json.decode(member, type=TensorEntry) for name, member in members.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise CheckpointInvalid(f"{path} is not a safetensors file: its header is not readable") from None

@@ -18,7 +18,8 @@ _MIN_INTERVAL_S = 0.1
 class LoadReport:
     """Counts components and bytes of one load and tells ``on_progress``, at most ten times a second within a component.
 
-    Every report is also the point where a cancelled load stops (``JobCancelled``).
+    Of several components under way it names the one that began or ended just now, else the one that began first. Every
+    report is also the point where a cancelled load stops (``JobCancelled``); all of them come from one thread.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class LoadReport:
         self._components_done = 0
         self._components_total = components_total
         self._bytes_done = 0
+        self._bytes_left: dict[str, int] = {}
         self._bytes_total = bytes_total
         self._on_progress = on_progress
         self._cancelled = cancelled
@@ -37,7 +39,7 @@ class LoadReport:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a phase; nested phases of one name add up."""
+        """Times a phase; phases of one name add up."""
         self._phase = name
         self._tell()
         start = time.monotonic()
@@ -49,24 +51,32 @@ class LoadReport:
 
     @contextmanager
     def component(self, name: str, weight_bytes: int) -> Iterator[None]:
-        """Counts one component as done at its end, and its bytes as exactly ``weight_bytes`` by then."""
-        bytes_before = self._bytes_done
-        self._component = name
+        """Begins and ends one component."""
+        self.begin(name, weight_bytes)
         yield
-        self._components_done += 1
-        self._bytes_done = bytes_before + weight_bytes
-        self._tell()
-        self._component = None
+        self.end(name)
 
-    def moved(self, moved_bytes: int, component_limit: int) -> None:
-        """Adds bytes that now lie on the device; ``component_limit`` keeps rounding from passing the plan."""
-        self._bytes_done = min(self._bytes_done + moved_bytes, component_limit)
+    def begin(self, name: str, weight_bytes: int) -> None:
+        """A component is under way; several may be at once."""
+        self._bytes_left[name] = weight_bytes
+        self._component = name
+
+    def moved(self, name: str, moved_bytes: int) -> None:
+        """Adds bytes that now lie on the device, at most as many as the component was announced with."""
+        moved_bytes = min(moved_bytes, self._bytes_left[name])
+        self._bytes_left[name] -= moved_bytes
+        self._bytes_done += moved_bytes
+        self._component = next(iter(self._bytes_left))
         if time.monotonic() - self._last_report_s >= _MIN_INTERVAL_S:
             self._tell()
 
-    @property
-    def bytes_done(self) -> int:
-        return self._bytes_done
+    def end(self, name: str) -> None:
+        """Counts a component as done, and all of its bytes with it."""
+        self._bytes_done += self._bytes_left.pop(name)
+        self._components_done += 1
+        self._component = name
+        self._tell()
+        self._component = next(iter(self._bytes_left), None)
 
     def _tell(self) -> None:
         if self._cancelled.is_set():

@@ -1,0 +1,168 @@
+"""Modules without weights, made from their config, and the plan that fills them straight from the safetensors files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safelight.engine.transfer import CHUNK_BYTES, Chunk
+from safelight.safetensors_header import TensorEntry, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+}
+_OLD_PREFIX = "text_model."
+_ALLOCATION_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a file holds one tensor: its bytes begin at ``offset``."""
+
+    path: Path
+    offset: int
+    entry: TensorEntry
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """``None`` if this module does not know it, or if the header contradicts itself."""
+        import torch
+
+        begin, end = self.entry.data_offsets
+        dtype: torch.dtype | None = getattr(torch, _DTYPES.get(self.entry.dtype, ""), None)
+        return dtype if dtype and math.prod(self.entry.shape) * dtype.itemsize == end - begin else None
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """All tensors of some files by name, in the order of their bytes. Raises ``CheckpointInvalid``."""
+    found = {}
+    for path in files:
+        header = read_header(path)
+        for name, entry in sorted(header.entries.items(), key=lambda item: item[1].data_offsets):
+            found[name] = StoredTensor(path, header.data_start + entry.data_offsets[0], entry)
+    return found
+
+
+def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str, StoredTensor]]) -> None:
+    """Lets torch's allocator ask CUDA for all memory at once: asking for each tensor costs more than filling it."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    counts = (math.prod(tensor.entry.shape) for tensors in stored for tensor in tensors.values())
+    size_bytes = sum(math.ceil(count * dtype.itemsize / _ALLOCATION_BYTES) * _ALLOCATION_BYTES for count in counts)
+    with contextlib.suppress(torch.OutOfMemoryError):  # then it is asked for piece by piece
+        torch.empty(size_bytes, dtype=torch.uint8, device=device)
+
+
+def make_empty(made_by: Any, folder: Path) -> torch.nn.Module:
+    """The module as its class makes it from ``config.json``: parameters without memory, buffers with their values."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        if hasattr(made_by, "load_config"):  # diffusers
+            module = made_by.from_config(made_by.load_config(folder, local_files_only=True))
+        else:
+            module = made_by(made_by.config_class.from_pretrained(folder, local_files_only=True))
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
+    made: torch.nn.Module = module.eval()
+    return made
+
+
+def match(module: torch.nn.Module, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor] | None:
+    """``stored`` by the names of ``module``; ``None`` unless each of the module's tensors is there exactly once."""
+    expected = module.state_dict(keep_vars=True)
+    renamed = {_name_in(expected, name): tensor for name, tensor in stored.items()}
+    filled = {id(expected[name]) for name in renamed if name in expected}
+    is_exact = (
+        len(filled) == len(renamed) == len(stored)
+        and filled == {id(tensor) for tensor in expected.values()}
+        and all(expected[name].shape == tensor.entry.shape and tensor.dtype for name, tensor in renamed.items())
+    )
+    return renamed if is_exact else None
+
+
+def _name_in(expected: dict[str, Any], name: str) -> str:
+    """CLIP's files still say where their tensors lay before transformers 5."""
+    return name if name in expected else name.removeprefix(_OLD_PREFIX)
+
+
+def allocate(
+    module: torch.nn.Module, stored: dict[str, StoredTensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Gives a module that matches ``stored`` its memory on ``device``: floating point as ``dtype``, the rest as it is.
+
+    The parameters and buffers that come back, by name, have no values yet.
+    """
+    import torch
+
+    expected = module.state_dict(keep_vars=True)
+    made: dict[int, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        file_dtype = tensor.dtype
+        assert file_dtype is not None
+        kind = dtype if file_dtype.is_floating_point else file_dtype
+        place = torch.empty(tensor.entry.shape, dtype=kind, device=device)
+        is_parameter = isinstance(expected[name], torch.nn.Parameter)
+        made[id(expected[name])] = torch.nn.Parameter(place, requires_grad=False) if is_parameter else place
+    # One object under all of its names: so tied weights stay tied.
+    places = {name: made[id(tensor)] for name, tensor in expected.items()}
+    module.load_state_dict(places, assign=True)
+    for name, buffer in module.named_buffers():
+        if name not in places:
+            buffer.data = buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None)
+    if device.type == "cuda":
+        # The allocator may hand out what work of this stream still uses; the streams that fill it do not wait for it.
+        torch.cuda.current_stream(device).synchronize()
+    return {name: places[name] for name in stored}
+
+
+def chunks(component: str, stored: dict[str, StoredTensor], places: dict[str, torch.Tensor]) -> Iterator[Chunk]:
+    """Stretches of ``CHUNK_BYTES`` at most that together fill all ``places``."""
+    chunk: Chunk | None = None
+    for part in _parts(component, stored, places):
+        if chunk is None:
+            chunk = part
+        elif _follows(chunk, part):
+            chunk.targets.extend(part.targets)
+        else:
+            yield chunk
+            chunk = part
+    if chunk is not None:
+        yield chunk
+
+
+def _parts(component: str, stored: dict[str, StoredTensor], places: dict[str, torch.Tensor]) -> Iterator[Chunk]:
+    """Each tensor by itself, the large ones cut."""
+    import torch
+
+    for name, tensor in stored.items():
+        dtype = tensor.dtype
+        assert dtype is not None
+        offset = tensor.offset
+        for target in torch.split(places[name].data.view(-1), CHUNK_BYTES // dtype.itemsize):
+            yield Chunk(component, tensor.path, offset, dtype, [target])
+            offset += target.numel() * dtype.itemsize
+
+
+def _follows(chunk: Chunk, part: Chunk) -> bool:
+    return (part.path, part.dtype, part.offset) == (
+        chunk.path,
+        chunk.dtype,
+        chunk.offset + chunk.file_bytes,
+    ) and chunk.file_bytes + part.file_bytes <= CHUNK_BYTES
