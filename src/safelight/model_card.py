@@ -44,6 +44,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the transformer was distilled with a guidance embedding, as FLUX.1-dev, unlike schnell."""
         return self.default_guidance_scale is not None
 
+    @property
+    def probe_size(self) -> tuple[int, int]:
+        """Width and height at which a device is asked how much it does at once: small."""
+        side = self.fitting(min(256, self.default_width, self.default_height))
+        return side, side
+
     def fitting(self, side: float) -> int:
         """The nearest side that this model draws, in pixels."""
         return min(max(round(side / self.size_multiple) * self.size_multiple, self.min_size), self.max_size)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from safelight.checkpoint import open_checkpoint
 from safelight.config import Config
 from safelight.engine import pipelines
+from safelight.engine.options import EngineOptions
 from safelight.errors import SafelightError
 from safelight.server.devices import resolve_devices
 from safelight.server.listener import bind
@@ -72,6 +73,8 @@ def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model)
     yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
     for device in resolve_devices(config.device):
-        dtype = pipelines.resolve_dtype(config.dtype, device.name)
+        dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)
         pipelines.check_memory(checkpoint, device.name, dtype)
-        yield Finding(True, f"device {device.name}: the model fits in {dtype}")
+        yield Finding(
+            True, f"device {device.name}: the model fits in {dtype}{', large layers in fp8' if is_float8 else ''}"
+        )

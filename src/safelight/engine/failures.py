@@ -29,11 +29,16 @@ def failure_of(error: RuntimeError, params: GenerationParams) -> GenerationError
     After an error of the second kind every further call on the device fails, or worse, returns nonsense.
     """
     text = str(error).lower()
-    if any(sign in text for sign in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return OutOfMemory(f"{params.width}x{params.height} does not fit into the memory: ask for less")
     if type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _BROKEN_CONTEXT):
         return DeviceFault("the device failed while it made the image")
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library ran out of the device's or the host's memory."""
+    return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 def check_picture(*, is_finite: bool, spread: float) -> None:

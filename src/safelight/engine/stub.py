@@ -1,22 +1,26 @@
 """An engine without a model: coloured noise after as many steps as asked, for tests of everything around an engine.
 
-``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds. The prompt ``out of memory`` fails.
+``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds, ``STUB_ROWS`` how many rows share a step
+for the time of one. The prompt ``out of memory`` fails.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from safelight.checkpoint import Checkpoint
-from safelight.engine.failures import check_picture, failure_of, reach
-from safelight.engine.load_report import LoadReport, OnLoadProgress
-from safelight.engine.model_manager import Generation, ModelManager, OnStep, end_step
-from safelight.engine.previews import OnPreview, preview_steps
+from safelight.engine.failures import check_picture
+from safelight.engine.load_report import LoadReport
+from safelight.engine.model_manager import ModelManager
+from safelight.engine.options import EngineOptions
+from safelight.engine.previews import preview_steps
 from safelight.engine.sources import Source
 from safelight.params import GenerationParams
 
@@ -24,68 +28,82 @@ _TILES = 8
 _FAILING_PROMPT = "out of memory"
 
 
-class StubEngine(ModelManager):
-    """The same threads, progress, cancelling and failures as the real one; no torch."""
+@dataclass(slots=True, eq=False)
+class StubDrawing:
+    """A picture that is known from the start."""
 
-    def _load_model_sync(
-        self,
-        checkpoint: Checkpoint,
-        device: str,
-        dtype: str,
-        on_progress: OnLoadProgress,
-        cancelled: threading.Event,
-    ) -> None:
-        report = LoadReport(len(checkpoint.components), checkpoint.weight_bytes, on_progress, cancelled)
-        reach("engine.load")
-        for component in checkpoint.components:
-            with report.component(component.name, component.weight_bytes), report.phase("weights"):
-                time.sleep(_seconds("STUB_LOAD_S", 0.05) / len(checkpoint.components))
-        self.checkpoint = checkpoint
-        self.phase_seconds = report.phase_seconds
+    params: GenerationParams
+    image: Image.Image
+    rows: int
+    step: int = 0
 
-    def _generate_image_sync(
-        self,
-        params: GenerationParams,
-        on_step: OnStep | None,
-        on_preview: OnPreview | None,
-        source: Source | None,
-        cancelled: threading.Event,
-    ) -> Generation:
-        start = time.monotonic()
-        try:
-            images = self._draw_all(params, on_step, on_preview, source, cancelled)
-        except RuntimeError as error:
-            raise failure_of(error, params) or error from error
-        seconds = {"generate": time.monotonic() - start}
-        return Generation(images, [], len(params.prompt.split()), seconds)
+    @property
+    def is_complete(self) -> bool:
+        return self.step == self.params.steps_per_image
 
-    def _draw_all(
-        self,
-        params: GenerationParams,
-        on_step: OnStep | None,
-        on_preview: OnPreview | None,
-        source: Source | None,
-        cancelled: threading.Event,
-    ) -> list[Image.Image]:
-        if on_step is not None:
-            reach("engine.begin")
+
+@dataclass(frozen=True, slots=True)
+class StubShot:
+    """A picture that is there already."""
+
+    image: Image.Image
+
+    def picture(self) -> Image.Image:
+        return self.image
+
+    def checked_picture(self, action: str | None) -> Image.Image:
+        check_picture(is_finite=action != "nan", spread=0.0 if action == "flat" else 1.0)
+        return self.image
+
+
+class StubModel:
+    """As ``FluxModel``, in sleeps; ``steps`` records which drawings were moved together."""
+
+    lookahead = 0
+
+    def __init__(self) -> None:
+        self.steps: list[list[StubDrawing]] = []
+
+    def tokens(self, params: GenerationParams) -> int:
+        return (params.width // 16) * (params.height // 16) + params.max_sequence_length
+
+    def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
+        return [], len(params.prompt.split())
+
+    def begin(self, params: GenerationParams, source: Source | None) -> list[StubDrawing]:
         if params.prompt == _FAILING_PROMPT:
             raise RuntimeError(params.prompt)
-        images = []
-        shown, steps = preview_steps(params.steps_per_image, params.partial_images), params.steps_per_image
-        for index, seed in enumerate(params.seeds):
-            for step in range(steps):
-                time.sleep(_seconds("STUB_STEP_S", 0.01))
-                if on_preview is not None and step + 1 in shown:
-                    on_preview(index, step + 1, draw(params, seed))
-                end_step(index * steps + step + 1, params.total_steps, on_step, cancelled)
-            action = reach("engine.decode") if on_step is not None else None
-            check_picture(is_finite=action != "nan", spread=0.0 if action == "flat" else 1.0)
-            images.append(_changed(source, params, draw(params, seed)) if source else draw(params, seed))
-        return images
+        rows = params.rows // params.num_images
+        return [StubDrawing(params, _picture(params, seed, source), rows) for seed in params.seeds]
 
-    def _cleanup_sync(self, _cancelled: threading.Event) -> None:
-        self.checkpoint = None
+    def step(self, drawings: Sequence[StubDrawing]) -> list[StubShot | None]:
+        time.sleep(_number("STUB_STEP_S", 0.01) * max(len(drawings) / _number("STUB_ROWS", 1), 1))
+        self.steps.append(list(drawings))
+        shots: list[StubShot | None] = []
+        for drawing in drawings:
+            drawing.step += 1
+            shown = preview_steps(drawing.params.steps_per_image, drawing.params.partial_images)
+            shots.append(StubShot(drawing.image) if drawing.step in shown else None)
+        return shots
+
+    def decode(self, drawing: StubDrawing) -> StubShot:
+        return StubShot(drawing.image)
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
+
+    def free_memory(self) -> None:
+        pass
+
+
+class StubEngine(ModelManager):
+    """The same threads, batching, progress, cancelling and failures as the real one; no torch."""
+
+    def _build(self, checkpoint: Checkpoint, device: str, options: EngineOptions, report: LoadReport) -> Any:
+        for component in checkpoint.components:
+            with report.component(component.name, component.weight_bytes), report.phase("weights"):
+                time.sleep(_number("STUB_LOAD_S", 0.05) / len(checkpoint.components))
+        return StubModel()
 
 
 def draw(params: GenerationParams, seed: int) -> Image.Image:
@@ -95,10 +113,13 @@ def draw(params: GenerationParams, seed: int) -> Image.Image:
     return tiles.resize((params.width, params.height), Image.Resampling.NEAREST)
 
 
-def _changed(source: Source, params: GenerationParams, drawn: Image.Image) -> Image.Image:
+def _picture(params: GenerationParams, seed: int, source: Source | None) -> Image.Image:
+    drawn = draw(params, seed)
+    if source is None:
+        return drawn
     assert params.source is not None
-    return source.keep_outside_mask(Image.blend(source.image, drawn, params.source.strength))
+    return Image.blend(source.image, drawn, params.source.strength)
 
 
-def _seconds(name: str, default: float) -> float:
+def _number(name: str, default: float) -> float:
     return float(os.environ.get(name, default))

@@ -25,9 +25,11 @@ from PIL.Image import Image
 from safelight import faults
 from safelight.checkpoint import open_checkpoint
 from safelight.config import STUB_MODEL
+from safelight.engine.drawing_job import Generation
 from safelight.engine.failures import reach
 from safelight.engine.images import encode_image, encode_preview
-from safelight.engine.model_manager import Generation, ModelManager
+from safelight.engine.model_manager import ModelManager
+from safelight.engine.options import EngineOptions
 from safelight.engine.previews import preview_steps
 from safelight.engine.provenance import Provenance
 from safelight.engine.sources import open_source
@@ -38,6 +40,7 @@ from safelight.protocol import (
     Cancel,
     Cancelled,
     Channel,
+    Drawn,
     EncodedImage,
     Failed,
     FrontMessage,
@@ -52,6 +55,7 @@ from safelight.protocol import (
     StepDone,
     Succeeded,
     Unfit,
+    Warm,
 )
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Serves one channel until ``Shutdown`` or its end. At most one job runs; cancelling is a message of its own."""
+    """Serves one channel until ``Shutdown`` or its end. Jobs run as they come; cancelling is a message of its own."""
 
     def __init__(self, channel: Channel[FrontMessage], credentials: tuple[Path, Path] | None = None) -> None:
         self._channel = channel
@@ -114,13 +118,14 @@ class Worker:
             checkpoint = await asyncio.to_thread(open_checkpoint, load.model)
             if self._credentials is not None:
                 self._provenance = await asyncio.to_thread(Provenance, *self._credentials, checkpoint.card.id)
-            await self._manager.load_model(checkpoint, load.device, load.dtype, self._send_from_thread)
+            self._manager.on_warm = lambda *use: self._send_from_thread(Warm(*use))
+            await self._manager.load_model(checkpoint, load.device, _options(load), self._send_from_thread)
             total = checkpoint.weight_bytes
             parts = len(checkpoint.components)
             self._channel.send(LoadProgress("warmup", None, parts, parts, total, total))
             sizes = load.warmup_sizes or [(checkpoint.card.default_width, checkpoint.card.default_height)]
             await self._manager.warmup(sizes)
-            self._channel.send(Ready(self._manager.phase_seconds))
+            self._channel.send(Ready(self._manager.phase_seconds, self._manager.batch_tokens))
         except DeviceFault as error:
             log.error("loading failed: %s", error.message)
             os._exit(os.EX_SOFTWARE)  # a new process may find the device well
@@ -143,6 +148,7 @@ class Worker:
         try:
             source = await self._loop.run_in_executor(self._image_thread, open_source, generate.image, generate.mask)
             generation = await self._manager.generate_image(generate.params, on_step, on_preview, source)
+            self._channel.send(Drawn(job_id, attempt))
             outcome: Message = await self._encode(generate, generation)
         except asyncio.CancelledError:
             outcome = Cancelled(job_id, attempt)
@@ -193,6 +199,10 @@ class Worker:
             generation.text_tokens,
             generation.seconds,
         )
+
+
+def _options(load: Load) -> EngineOptions:
+    return EngineOptions(load.dtype, load.precision, load.step_cache, load.batch_limit, load.cache_dir)
 
 
 def _encode_image(

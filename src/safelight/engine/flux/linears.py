@@ -1,0 +1,133 @@
+"""The matrix products of the blocks, in the weights' own format or in eight bits.
+
+``Linear`` and ``Float8Linear`` are interchangeable for the forward; what they take is made by the operations that go
+with them: tensors for the one, ``Scaled`` rows for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MAX = 448.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Rows in float8 (e4m3), each with a scale in float32 of shape (rows, 1): ``values * scales`` is what they mean."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> Scaled:
+        # As plain bytes: few operations know float8.
+        return Scaled(self.values.view(torch.uint8)[rows].view(FLOAT8), self.scales[rows])
+
+
+Rows = torch.Tensor | Scaled
+
+
+class Layer(Protocol):
+    """A matrix product and its bias. ``rows`` are of the kind that the operations make which made the layer."""
+
+    def output(self, rows: int) -> torch.Tensor:
+        """An empty matrix for so many rows of output."""
+
+    def __call__(self, rows: Any, out: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
+class Linear:
+    """Takes over the weights of one or several ``nn.Linear`` that read the same input, as one product."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        self.weight, self.bias = fused(layers)
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def output(self, rows: int) -> torch.Tensor:
+        """As ``Layer.output``."""
+        return self.weight.new_empty(rows, self.out_features)
+
+    def __call__(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.addmm(self.bias, rows, self.weight.t(), out=out)
+
+    def gelu(self, rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """On CUDA only: GELU in its tanh form in the product's epilogue, which saves a pass over the widest tensor."""
+        return torch._addmm_activation(self.bias, rows, self.weight.t(), use_gelu=True, out=out)
+
+
+class SplitLinear:
+    """A linear layer over two inputs side by side, without ever putting them side by side."""
+
+    def __init__(self, layer: nn.Linear, first_features: int) -> None:
+        self._first = layer.weight[:, :first_features]
+        self._second = layer.weight[:, first_features:]
+        self._bias = layer.bias
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self._bias, first, self._first.t()).addmm_(second, self._second.t())
+
+
+class Float8Linear:
+    """As ``Linear``, with the weight in float8, one scale for each of its rows; frees the wider weight.
+
+    Rowwise dynamic scaling as in torchao's Float8DynamicActivationFloat8WeightConfig(PerRow()).
+    """
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        weight, self._bias = fused(layers)
+        rows = scaled(weight)
+        self.weight, self._scales = rows.values, rows.scales.t()
+        for layer in layers:
+            layer.weight.data = layer.weight.data.new_empty(0)
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def output(self, rows: int) -> torch.Tensor:
+        """As ``Layer.output``."""
+        return self._bias.new_empty(rows, self.out_features)
+
+    def __call__(self, rows: Scaled, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch._scaled_mm(
+            rows.values,
+            self.weight.t(),
+            scale_a=rows.scales,
+            scale_b=self._scales,
+            bias=self._bias,
+            out_dtype=self._bias.dtype,
+            use_fast_accum=True,
+            out=out,
+        )
+
+
+def fused(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and biases as one; the layers then are views of it, so nothing is held twice."""
+    if len(layers) == 1:
+        return layers[0].weight.detach(), layers[0].bias.detach()
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    bias = torch.cat([layer.bias.detach() for layer in layers])
+    place = 0
+    for layer in layers:
+        end = place + layer.out_features
+        layer.weight.data, layer.bias.data = weight[place:end], bias[place:end]
+        place = end
+    return weight, bias
+
+
+def scaled(matrix: torch.Tensor) -> Scaled:
+    """Rounded to float8, row by row: the largest value of each becomes 448."""
+    scales = matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FLOAT8_MAX
+    return Scaled((matrix.float() / scales).to(FLOAT8), scales)

@@ -1,0 +1,217 @@
+"""``FluxModel``: what the batch drives. Begins pictures, moves several by one step, decodes them; never waits.
+
+Everything here is launched on the device and not waited for: ``mark`` gives something to wait with, and what a picture
+or preview came to is read from the host's memory after that.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+from safelight.engine.flux.beginnings import begin_with_noise, begin_with_source
+from safelight.engine.flux.drawing import Drawing, Guide
+from safelight.engine.flux.operations import Operations, Rope
+from safelight.engine.flux.step_cache import StepCache
+from safelight.engine.flux.text import TextEncoder
+from safelight.engine.flux.transformer import LeanTransformer
+from safelight.engine.previews import LatentColours, preview_steps
+from safelight.engine.prompts import count_tokens, prompt_warnings
+from safelight.engine.sources import Source
+from safelight.engine.taken import Taken
+from safelight.params import GenerationParams
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+_KEPT_ROPES = 32
+_GRAPH_TOKENS = 5000
+"""Up to 1024x1024 alone, or eight of 256x256; beyond that launching is a small part of a step."""
+
+
+class FluxModel:
+    """Over the components of ``pipeline``, whose transformer it takes over."""
+
+    def __init__(self, pipeline: FluxPipeline, *, float8: bool = False, step_cache: int = 1) -> None:
+        self._pipeline = pipeline
+        self._is_cuda = pipeline.transformer.device.type == "cuda"
+        self.lookahead = 1 if self._is_cuda else 0
+        """How many launches may be under way while the next one is prepared."""
+        self._text = TextEncoder(pipeline)
+        self._transformer = LeanTransformer(pipeline.transformer, _operations(pipeline, float8=float8))
+        self._forward: Callable[..., torch.Tensor] = self._transformer
+        if self._is_cuda:
+            _prepare_for_cuda(pipeline)
+            self._forward = _graphed(self._transformer)
+        self._step_cache = StepCache(step_cache)
+        self._colours = LatentColours.fit(pipeline.vae)
+        self._ropes: OrderedDict[tuple[int, int, int], Rope] = OrderedDict()
+
+    def tokens(self, params: GenerationParams) -> int:
+        """Of one row of a transformer call."""
+        side = int(self._pipeline.vae_scale_factor) * 2
+        return (params.width // side) * (params.height // side) + params.max_sequence_length
+
+    def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
+        """Warnings about the prompt, and its tokens before anything is cut."""
+        return prompt_warnings(self._pipeline, params), count_tokens(self._pipeline, params.prompt)
+
+    @torch.inference_mode()
+    def begin(self, params: GenerationParams, source: Source | None) -> list[Drawing]:
+        """The pictures of a job, in the order of its seeds."""
+        scheduler = self._scheduler(params)
+        guides = [self._guide(params.prompt, params, scheduler)]
+        if params.true_cfg_scale > 1:
+            guides.append(self._guide(params.negative_prompt or "", params, scheduler))
+        rope = self._rope(params)
+        shown = preview_steps(params.steps_per_image, params.partial_images)
+        drawings = []
+        for seed in params.seeds:
+            own = copy.deepcopy(scheduler)
+            if source is None:
+                latents, kept = begin_with_noise(self._pipeline, params, seed), None
+            else:
+                latents, kept = begin_with_source(self._pipeline, own, params, seed, source)
+            drawings.append(Drawing(params, latents, own, guides, rope, shown, kept))
+        return drawings
+
+    @torch.inference_mode()
+    def step(self, drawings: Sequence[Drawing]) -> list[Taken | None]:
+        """Launches one step of each; all of one shape. Gives the previews that were due.
+
+        If it raises, no drawing has moved.
+        """
+        velocities = self._velocities(drawings)
+        moved = [drawing.advanced(velocity) for drawing, velocity in zip(drawings, velocities, strict=True)]
+        taken = []
+        for drawing, velocity, latents in zip(drawings, velocities, moved, strict=True):
+            drawing.step += 1
+            is_shown = drawing.step in drawing.previews and self._colours is not None
+            taken.append(self._preview(drawing, velocity, latents) if is_shown else None)
+            drawing.latents = latents
+        return taken
+
+    @torch.inference_mode()
+    def decode(self, drawing: Drawing) -> Taken:
+        """Launches the decoding of a complete drawing."""
+        latents = self._unpacked(drawing.latents, drawing.params)
+        if self._is_cuda:
+            latents = latents.contiguous(memory_format=torch.channels_last)
+        decoded = self._pipeline.vae.decode(latents, return_dict=False)[0]
+        pixels = (decoded[0] * 0.5 + 0.5).clamp(0, 1)
+        return Taken.of(pixels.permute(1, 2, 0))
+
+    def mark(self) -> Callable[[], None]:
+        """Call what it gives to wait for everything that was launched so far. Raises what went wrong with it."""
+        if not self._is_cuda:
+            return lambda: None
+        # Blocking: a thread that spins on the device would hold a core that the encoders want.
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        return event.synchronize
+
+    def free_memory(self) -> None:
+        """Gives back to the device what nothing uses."""
+        if self._is_cuda:
+            torch.cuda.empty_cache()
+
+    # --- parts of a step --------------------------------------------------------------------------------------------
+
+    def _velocities(self, drawings: Sequence[Drawing]) -> list[torch.Tensor]:
+        computed = [drawing for drawing in drawings if self._step_cache.computes(drawing)]
+        found: dict[Drawing, torch.Tensor] = {}
+        if computed:
+            rows = [(drawing, guide) for drawing in computed for guide in drawing.guides]
+            velocities = self._forward(
+                torch.cat([drawing.latents for drawing, _ in rows]),
+                torch.stack([guide.text for _, guide in rows]),
+                torch.stack([guide.modulations[drawing.step] for drawing, guide in rows]),
+                drawings[0].rope,
+            )
+            parts = velocities.split([drawing.rows for drawing in computed])
+            for drawing, part in zip(computed, parts, strict=True):
+                found[drawing] = drawing.guided(part)
+                self._step_cache.keep(drawing, found[drawing])
+        return [found[drawing] if drawing in found else self._step_cache.extrapolated(drawing) for drawing in drawings]
+
+    def _preview(self, drawing: Drawing, velocity: torch.Tensor, latents: torch.Tensor) -> Taken:
+        """The end of the straight line on which the drawing moves."""
+        assert self._colours is not None
+        expected = latents.float() - float(drawing.sigma) * velocity.float()
+        return Taken.of(self._colours.pixels(self._unpacked(expected, drawing.params)[0]))
+
+    def _unpacked(self, latents: torch.Tensor, params: GenerationParams) -> Any:
+        """As the VAE decodes them: (1, channels, height, width)."""
+        scale = self._pipeline.vae_scale_factor
+        unpacked = self._pipeline._unpack_latents(latents, params.height, params.width, scale)
+        config = self._pipeline.vae.config
+        return unpacked / config.scaling_factor + config.shift_factor
+
+    # --- parts of a beginning ---------------------------------------------------------------------------------------
+
+    def _scheduler(self, params: GenerationParams) -> Any:
+        """A noise scheduler of the job's own, on the CPU, set to its first step."""
+        scheduler = copy.deepcopy(self._pipeline.scheduler)
+        steps = params.num_inference_steps
+        sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        shift = calculate_shift(
+            self.tokens(params) - params.max_sequence_length,
+            scheduler.config.get("base_image_seq_len", 256),
+            scheduler.config.get("max_image_seq_len", 4096),
+            scheduler.config.get("base_shift", 0.5),
+            scheduler.config.get("max_shift", 1.15),
+        )
+        retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=shift)
+        # A weak change of a source makes the last steps only. Set, the index also is not looked up at every step.
+        scheduler.set_begin_index(steps - params.steps_per_image)
+        return scheduler
+
+    def _guide(self, prompt: str, params: GenerationParams, scheduler: Any) -> Guide:
+        encoded = self._text(prompt, params.max_sequence_length)
+        timesteps = scheduler.timesteps[scheduler.begin_index :]
+        modulations = self._transformer.modulations(timesteps, params.guidance_scale, encoded.pooled)
+        return Guide(self._transformer.project_text(encoded.embeds), modulations)
+
+    def _rope(self, params: GenerationParams) -> Rope:
+        side = self._pipeline.vae_scale_factor * 2
+        key = params.max_sequence_length, params.height // side, params.width // side
+        if key not in self._ropes:
+            if len(self._ropes) >= _KEPT_ROPES:
+                self._ropes.popitem(last=False)
+            self._ropes[key] = self._transformer.rope(*key)
+        self._ropes.move_to_end(key)
+        return self._ropes[key]
+
+
+def _operations(pipeline: FluxPipeline, *, float8: bool) -> Operations:
+    """Kernels where there are any for the device and the number format, else plain PyTorch."""
+    transformer = pipeline.transformer
+    if transformer.device.type != "cuda" or transformer.dtype not in (torch.bfloat16, torch.float32):
+        return Operations(float8=float8)
+    try:
+        from safelight.engine.flux.kernels import TritonOperations
+    except ImportError:
+        return Operations(float8=float8)
+    return TritonOperations(float8=float8)
+
+
+def _prepare_for_cuda(pipeline: FluxPipeline) -> None:
+    try:
+        from safelight.engine.flux.group_norm import fuse_norms
+    except ImportError:
+        return
+    pipeline.vae.to(memory_format=torch.channels_last)
+    fuse_norms(pipeline.vae.decoder)
+    fuse_norms(pipeline.vae.encoder)
+
+
+def _graphed(transformer: LeanTransformer) -> Callable[..., torch.Tensor]:
+    from safelight.engine.flux.graphs import GraphedForward
+
+    return GraphedForward(transformer, _GRAPH_TOKENS)

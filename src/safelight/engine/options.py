@@ -1,0 +1,55 @@
+"""What an engine may be told about how to run a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.errors import DeviceUnavailable
+
+_FIRST_WITH_FLOAT8 = (8, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """As the settings of the same names; ``cache_dir`` keeps compiled kernels over restarts."""
+
+    dtype: str = "auto"
+    precision: str = "auto"
+    step_cache: int = 1
+    batch_limit: int = 0
+    cache_dir: str = ""
+
+    def prepare_process(self) -> None:
+        """To be called before torch is imported, which reads these once."""
+        if self.cache_dir:
+            os.environ["TRITON_CACHE_DIR"] = str(Path(self.cache_dir) / "triton")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(self.cache_dir) / "inductor")
+
+    def number_format(self, device: str) -> tuple[str, bool]:
+        """The dtype's name, and whether the large layers are float8. Raises ``DeviceUnavailable`` if it has none.
+
+        By itself it is bfloat16 on CUDA; on the CPU float32, since few CPUs are fast in less.
+        """
+        is_cuda = device.startswith("cuda")
+        if self.precision == "fp8":
+            _check_float8(device)
+        if self.precision != "auto":
+            return "bfloat16", self.precision == "fp8"
+        if self.dtype != "auto":
+            return self.dtype, False
+        return "bfloat16" if is_cuda else "float32", False
+
+
+def _check_float8(device: str) -> None:
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        raise DeviceUnavailable(f"--precision fp8 needs a CUDA card, Ada or Hopper or later; the device is {device}")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FIRST_WITH_FLOAT8:
+        raise DeviceUnavailable(
+            f"--precision fp8 needs a card of compute capability 8.9 or more; {device} has "
+            f"{capability[0]}.{capability[1]}: use --precision bf16"
+        )
