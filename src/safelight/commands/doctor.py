@@ -75,6 +75,5 @@ def _model(config: Config) -> Iterator[Finding]:
     for device in resolve_devices(config.device):
         dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)
         pipelines.check_memory(checkpoint, device.name, dtype)
-        yield Finding(
-            True, f"device {device.name}: the model fits in {dtype}{', large layers in fp8' if is_float8 else ''}"
-        )
+        precision = f"{dtype}, its large layers in fp8" if is_float8 else dtype
+        yield Finding(True, f"device {device.name}: the model fits in {precision}")

@@ -35,10 +35,10 @@ def measure_batch_tokens(model: Any, params: GenerationParams, max_rows: int, ca
         try:
             seconds = _seconds_per_row(model, params, rows)
         except RuntimeError as error:
-            log.info("a step of %d rows is too much: %s", rows, type(error).__name__)
+            log.debug("a step of %d rows is too much: %s", rows, type(error).__name__)
             model.free_memory()
             break
-        log.info("a step of %d rows takes %.2f ms a row", rows, seconds * 1e3)
+        log.debug("a step of %d rows takes %.2f ms a row", rows, seconds * 1e3)
         if seconds * _LEAST_GAIN > best_s:
             break
         best_rows, best_s = rows, seconds

@@ -53,9 +53,9 @@ class LatentColours:
         return cls(solved.to(vae.device))
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """``latents`` as the VAE decodes them, (channels, height, width), as colours from 0 to 1: (height, width, 3)."""
-        rgb = _with_constant(latents.float().flatten(1).T) @ self._weights
-        return rgb.clamp(0, 1).unflatten(0, latents.shape[1:])
+        """(height, width, 3) from 0 to 1, of ``latents`` as the VAE decodes them: (channels, height, width)."""
+        rgb: torch.Tensor = _with_constant(latents.float().flatten(1).T) @ self._weights
+        return rgb.clamp(0, 1).view(*latents.shape[1:], 3)
 
 
 def _with_constant(rows: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Taken:
 
     @classmethod
     def of(cls, pixels: torch.Tensor) -> Taken:
-        """Of (height, width, 3) from 0 to 1; made bytes on the device, a quarter to a half of what would travel else."""
+        """Of (height, width, 3) from 0 to 1; made bytes on the device, so that less travels."""
         import torch
 
         signs = torch.stack([pixels.isfinite().all().float(), (pixels.max() - pixels.min()).float()])

@@ -30,9 +30,8 @@ class Kept:
 
 @dataclass(slots=True, eq=False)
 class Drawing:
-    """``latents`` are packed, (1, picture tokens, channels). ``guides`` are one, or two with true CFG: prompt, negative.
-
-    ``step`` counts the steps that were launched; ``previews`` are those after which the picture is shown.
+    """``latents`` are packed, (1, picture tokens, channels). ``guides`` are the prompt, and with
+    true CFG the negative one. ``step`` counts the steps that were launched; ``previews`` are those after which the picture is shown.
     """
 
     params: GenerationParams

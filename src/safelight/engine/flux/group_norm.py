@@ -21,7 +21,7 @@ _STEPS = 16
 def _sums_kernel(
     x, sums, pixels, chunks, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr
 ):
-    """Sum and sum of squares of each channel over some pixels of one picture: sums is (pictures, 2, chunks, channels)."""
+    """Sum and sum of squares of each channel over some pixels: sums is (pictures, 2, chunks, channels)."""
     picture, chunk = tl.program_id(0), tl.program_id(1)
     channels = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
