@@ -81,8 +81,9 @@ class Client:
             for line in events.iter_lines():
                 if not line.startswith("data: "):
                     continue
-                jobs = [worker["job"] for worker in json.loads(line.removeprefix("data: "))["workers"]]
-                ours = [job for job in jobs if job and job["request_id"] == request_id]
+                workers = json.loads(line.removeprefix("data: "))["workers"]
+                jobs = [job for worker in workers for job in worker["jobs"]]
+                ours = [job for job in jobs if job["request_id"] == request_id]
                 for job in ours:
                     on_step(job["step"], job["total_steps"])
                 if was_seen and not ours:

@@ -22,6 +22,7 @@ from safelight.protocol import (
     Cancel,
     Cancelled,
     Channel,
+    Drawn,
     EncodedImage,
     Failed,
     FrontMessage,
@@ -34,17 +35,21 @@ from safelight.protocol import (
     StepDone,
     Succeeded,
     Unfit,
+    Warm,
 )
 
 PHASE_SECONDS = {"import": 0.1, "weights": 0.2, "to_device": 0.3, "warmup": 0.4}
 BYTES_TOTAL = 80
 TEXT_TOKENS = 7
+BATCH_TOKENS = 2 * (4 * 4 + 64)
+"""Two rows of 64x64 pixels, with 64 tokens of text: what ``waits_to_be_told`` takes at once."""
 
 
 class Behaviour:
     """Loads at once and draws a job step by step; cancels between two steps."""
 
     step_s = 0.0
+    batch_tokens = 0
 
     def __init__(self, sock: socket.socket, channel: Channel[FrontMessage], marker: Path) -> None:
         self.sock = sock
@@ -69,7 +74,7 @@ class Behaviour:
     async def load(self, load: Load) -> None:
         await self.begin_to_load()
         self.channel.send(LoadProgress("warmup", None, 7, 7, BYTES_TOTAL, BYTES_TOTAL))
-        self.channel.send(Ready(PHASE_SECONDS))
+        self.channel.send(Ready(PHASE_SECONDS, self.batch_tokens))
 
     async def begin_to_load(self) -> None:
         self.channel.send(LoadProgress("import", None, 0, 7, 0, BYTES_TOTAL))
@@ -168,7 +173,8 @@ class RepeatsItsOrders(Behaviour):
     async def load(self, load: Load) -> None:
         sizes = [f"{width}x{height}" for width, height in load.warmup_sizes]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        sentence = f"{load.model}|{load.device}|{load.dtype}|{','.join(sizes)}|{visible}|{os.getpgid(0) == os.getpid()}"
+        told = [load.model, load.device, load.dtype, ",".join(sizes), load.precision, load.step_cache, load.batch_limit]
+        sentence = "|".join(map(str, [*told, load.cache_dir, visible, os.getpgid(0) == os.getpid()]))
         self.channel.send(LoadFailed("model_load_failed", sentence))
 
 
@@ -274,6 +280,42 @@ class HangsOnce(Behaviour):
             await self.one_step(generate)
             os.kill(os.getpid(), signal.SIGSTOP)
         await super().generate(generate)
+
+
+class WaitsToBeTold(Behaviour):
+    """Two jobs at once; each makes one step and waits for files beside the marker, named by its prompt.
+
+    ``a.draw`` has it make the other steps and be drawn, ``a.end`` succeed. ``die`` ends the process, ``hang`` stops it.
+    """
+
+    batch_tokens = BATCH_TOKENS
+
+    async def generate(self, generate: Generate) -> None:
+        params, job = generate.params, (generate.job_id, generate.attempt)
+        await self.one_step(generate)
+        self.channel.send(Warm(params.width, params.height, params.rows))
+        if not await self.is_told(generate, "draw"):
+            return self.channel.send(Cancelled(*job))
+        for step in range(2, params.total_steps + 1):
+            self.channel.send(StepDone(*job, step, params.total_steps))
+        self.channel.send(Drawn(*job))
+        await self.is_told(generate, "end")
+        self.succeed(generate, generate.attempt)
+
+    async def is_told(self, generate: Generate, what: str) -> bool:
+        """False if it is cancelled first."""
+        while not self.file(f"{generate.params.prompt}.{what}").exists():
+            if generate.job_id in self.cancelled:
+                return False
+            if self.file("die").exists():
+                os._exit(7)
+            if self.file("hang").exists():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            await asyncio.sleep(0.005)
+        return True
+
+    def file(self, name: str) -> Path:
+        return self.marker.with_name(name)
 
 
 class IgnoresShutdown(Behaviour):

@@ -22,6 +22,7 @@ from safelight.server import ledger as ledger_module
 from safelight.server import worker as worker_module
 from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
+from safelight.server.store import JobStore
 from safelight.server.worker import WorkerState
 from safelight.server.worker_process import WorkerProcess
 from tests.unit.running_front import TIMEOUT_S, asked, ended, pictures, running_front, submit, until, until_ready
@@ -296,7 +297,17 @@ async def test_after_a_retry_jobs_that_waited_are_done_and_new_ones_admitted(
 async def test_a_job_that_cannot_be_stored_is_refused_and_frees_its_place(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pruned, prune = asyncio.Event(), JobStore.prune
+
+    async def prune_and_say(store: JobStore, ttl_s: float, limit_bytes: int) -> int:
+        try:
+            return await prune(store, ttl_s, limit_bytes)
+        finally:
+            pruned.set()
+
+    monkeypatch.setattr(JobStore, "prune", prune_and_say)
     async with running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir), queue_limit=1) as front:
+        await asyncio.wait_for(pruned.wait(), TIMEOUT_S)  # or that write would say that all is well again
 
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")

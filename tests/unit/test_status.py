@@ -9,7 +9,7 @@ import pytest
 
 from safelight.config import Config
 from safelight.errors import LoadError
-from safelight.protocol import LoadProgress
+from safelight.protocol import LoadProgress, Warm
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
@@ -75,6 +75,9 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "error": None,
         "restarts": 0,
         "job": None,
+        "jobs": [],
+        "batch_tokens": 0,
+        "warm": {},
     }
 
 
@@ -93,11 +96,26 @@ def test_a_failed_worker_gives_its_sentence_and_promises_nothing() -> None:
     assert (worker_status(worker)["error"], worker_status(worker)["eta_s"]) == ("vae/config.json is missing", None)
 
 
-def test_a_busy_worker_names_its_job_and_step() -> None:
-    worker = _worker(WorkerState.BUSY)
-    worker.running = job(num_images=2)
-    worker.running.step = 3
-    assert worker_status(worker)["job"] == {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}
+def test_a_busy_worker_names_its_jobs_and_their_steps_the_oldest_first() -> None:
+    worker = _worker(WorkerState.READY)
+    jobs = [job(num_images=2), job("job_2")]
+    for running in jobs:
+        worker.reserve(running)
+    jobs[0].step = 3
+    entry = worker_status(worker)
+    first = {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}
+    assert entry["job"] == first
+    assert entry["jobs"] == [first, {"id": "job_2", "request_id": "req_1", "step": 0, "total_steps": 4}]
+
+
+def test_a_worker_says_how_much_it_takes_at_once_and_what_it_has_done_before() -> None:
+    worker = _worker(WorkerState.READY)
+    worker.load.finish({}, 9216)
+    for width, rows in ((1024, 2), (512, 4), (512, 1), (512, 4)):
+        worker.load.warmed(Warm(width, 512, rows))
+    entry = worker_status(worker)
+    assert entry["batch_tokens"] == 9216
+    assert list(entry["warm"].items()) == [("512x512", [1, 4]), ("1024x512", [2])]
 
 
 def test_an_entry_is_json() -> None:

@@ -81,7 +81,7 @@ async def test_a_job_that_fails_ends_the_stream_with_an_error(tmp_path: Path, mo
 async def test_a_worker_that_dies_shows_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stub_server(tmp_path, monkeypatch, step_s=0.03) as (front, client):
         request = asyncio.create_task(client.post(IMAGES, json=BODY | {"partial_images": 3}))
-        while not (running := front.workers[0].running) or len(running.previews) < 2:
+        while not (jobs := front.workers[0].jobs) or len(jobs[0].previews) < 2:
             await front.changes.wait()
         assert front.workers[0]._process is not None
         os.kill(front.workers[0]._process.pid, signal.SIGKILL)
@@ -94,8 +94,9 @@ async def test_a_client_that_leaves_its_stream_cancels_its_job(tmp_path: Path, m
     async with stub_server(tmp_path, monkeypatch, step_s=0.05) as (front, client):
         async with client.stream("POST", IMAGES, json=BODY | {"steps": 100, "partial_images": 3}) as answer:
             assert answer.status_code == 200
-            while not (running := front.workers[0].running) or running.step < 2:
+            while not (jobs := front.workers[0].jobs) or jobs[0].step < 2:
                 await front.changes.wait()
+        (running,) = jobs
         async with asyncio.timeout(5):
             while not running.status.is_terminal:
                 await front.changes.wait()
@@ -238,7 +239,7 @@ async def test_cogs_health_check_goes_with_the_state(tmp_path: Path, monkeypatch
     async with stub_server(tmp_path, monkeypatch, step_s=0.05) as (front, client):
         assert (await client.get("/health-check")).json() == {"status": "READY"}
         made = await _made(client, steps=100)
-        while not front.workers[0].running:
+        while not front.workers[0].jobs:
             await front.changes.wait()
         assert (await client.get("/health-check")).json() == {"status": "BUSY"}
         await client.post(made["urls"]["cancel"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from safelight.config import Config
 from safelight.errors import CheckpointInvalid, CheckpointNotFound, LoadError, NotEnoughMemory, WorkerCrashed
 from safelight.jobs import Job
-from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, Succeeded
+from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, StepDone, Succeeded
 from safelight.server import worker as worker_module
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
@@ -24,6 +25,7 @@ from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.status import worker_status
 from safelight.server.worker import Worker, WorkerState, load_failure
+from safelight.server.worker_jobs import OnProgress
 from safelight.server.worker_process import WorkerProcess
 from tests.unit.fake_worker import PHASE_SECONDS, worker_command
 from tests.unit.running_front import TIMEOUT_S, job, until
@@ -58,14 +60,23 @@ async def kept_worker(
 
 
 async def _run(worker: Worker, changes: Changes, running: Job, steps: list[int] | None = None) -> JobOutcome:
-    await until(changes, lambda: worker.is_idle)
+    await until(changes, lambda: worker.admits(running))
     running.attempt += 1
 
     def on_progress(progress: JobProgress) -> None:
-        if steps is not None:
+        if steps is not None and isinstance(progress, StepDone):
             steps.append(progress.step)
 
-    return await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S)
+    return await _run_with(worker, running, on_progress)
+
+
+async def _run_with(worker: Worker, running: Job, on_progress: OnProgress) -> JobOutcome:
+    """From the place to the outcome, as the dispatcher does it."""
+    worker.reserve(running)
+    try:
+        return await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S)
+    finally:
+        worker.release(running)
 
 
 async def test_a_worker_goes_from_starting_to_ready_and_reports_on_the_way(
@@ -95,12 +106,32 @@ async def test_warming_is_a_state_of_its_own(tmp_path: Path, checkpoint_dir: Pat
         assert not worker.has_been_ready
 
 
-async def test_the_worker_is_told_model_device_dtype_and_sizes(tmp_path: Path, checkpoint_dir: Path) -> None:
-    settings = {"dtype": "float32", "warmup_sizes": ((64, 32),)}
+async def test_the_worker_is_told_what_to_load_and_how(tmp_path: Path, checkpoint_dir: Path) -> None:
+    settings = {"dtype": "bfloat16", "warmup_sizes": ((64, 32),), "precision": "fp8", "step_cache": 2, "batch_limit": 5}
     async with kept_worker(tmp_path, checkpoint_dir, "repeats_its_orders", **settings) as (worker, changes):
         await until(changes, lambda: worker.error)
         assert worker.error is not None
-        assert worker.error.message == f"{checkpoint_dir}|cpu|float32|64x32||True"
+        cache = tmp_path / "compile-cache"
+        assert worker.error.message == f"{checkpoint_dir}|cpu|bfloat16|64x32|fp8|2|5|{cache}||True"
+
+
+async def test_compiled_kernels_are_kept_where_only_this_user_may_write(tmp_path: Path, checkpoint_dir: Path) -> None:
+    cache = tmp_path / "compile-cache"
+    for _ in range(2):
+        async with kept_worker(tmp_path, checkpoint_dir, "is_ready") as (worker, changes):
+            await until(changes, lambda: worker.is_idle)
+        assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+        cache.chmod(0o777)
+        (cache / "kernel").touch()
+
+
+async def test_without_a_place_for_compiled_kernels_a_worker_serves_all_the_same(
+    tmp_path: Path, checkpoint_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "compile-cache").touch()
+    async with kept_worker(tmp_path, checkpoint_dir, "is_ready") as (worker, changes):
+        await until(changes, lambda: worker.is_idle)
+    assert "compiled kernels are not kept" in caplog.text
 
 
 async def test_the_time_of_a_load_is_the_eta_of_the_next(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -210,7 +241,7 @@ async def test_a_worker_that_always_dies_while_loading_backs_off_longer_each_tim
     sleep = asyncio.sleep
 
     async def noted_sleep(delay_s: float) -> None:
-        if delay_s >= 0.01:
+        if 0.01 <= delay_s < 1:
             delays.append(delay_s)
         await sleep(delay_s)
 
@@ -228,7 +259,7 @@ async def test_a_worker_that_dies_in_a_job_fails_it_and_is_replaced(tmp_path: Pa
         with pytest.raises(WorkerCrashed, match="exit code 7"):
             await _run(worker, changes, job(), steps)
         assert steps == [1]
-        assert worker.running is None
+        assert worker.jobs == []
         assert not worker.is_idle
         outcome = await _run(worker, changes, job("job_2"))
         assert isinstance(outcome, Succeeded)
@@ -306,11 +337,12 @@ async def test_a_cancelled_job_stops_before_its_last_step(tmp_path: Path, checkp
         steps: list[int] = []
 
         def on_progress(progress: JobProgress) -> None:
+            assert isinstance(progress, StepDone)
             steps.append(progress.step)
             worker.cancel(running)
 
         await until(changes, lambda: worker.is_idle)
-        assert isinstance(await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S), Cancelled)
+        assert isinstance(await _run_with(worker, running, on_progress), Cancelled)
         assert len(steps) <= 2
         assert worker.is_idle
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import sqlite3
+import stat
 import time
 from pathlib import Path
 
 from safelight.errors import StoreError
 from safelight.server.database import FILE_NAME, JobDatabase
 
+log = logging.getLogger(__name__)
+
 RESULTS = "results"
 SOURCES = "sources"
+COMPILE_CACHE = "compile-cache"
 
 _SUFFIXES = ("", "-wal", "-shm")
 _LOG_MAGIC = b"\x37\x7f\x06"
@@ -32,6 +38,25 @@ def lock(folder: Path) -> int:
     os.ftruncate(fd, 0)
     os.write(fd, str(os.getpid()).encode())
     return fd
+
+
+def compile_cache(folder: Path) -> str:
+    """Where workers keep compiled kernels, for the server's user alone: whoever can write there runs code in them.
+
+    Empty if it cannot be had, which costs time, nothing else.
+    """
+    path = folder.absolute() / COMPILE_CACHE
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
+    except OSError as error:
+        log.warning("compiled kernels are not kept: %s: %s", path, error.strerror)
+        return ""
+    return str(path)
 
 
 def open_database(folder: Path, recover: bool) -> JobDatabase:

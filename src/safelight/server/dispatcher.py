@@ -1,4 +1,4 @@
-"""Admits jobs, hands them to idle workers, sees them through whoever dies on the way, and drains."""
+"""Admits jobs, hands them to workers, sees them through whoever dies on the way, and drains."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from safelight.errors import InternalError, JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
+from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
 from safelight.jobs import Job, JobError, JobRequest, JobStatus
-from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, StepDone, Succeeded, Unfit
+from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
+from safelight.server.attempt import Attempt
 from safelight.server.changes import Changes
 from safelight.server.database import IdempotencyKey
 from safelight.server.ledger import JobLedger
@@ -30,7 +31,7 @@ _HAND_BACK_S = 0.5
 
 
 class Dispatcher:
-    """Between the routes and the workers. One ``serve`` task per worker, one ``watch`` task in all."""
+    """Between the routes and the workers. One ``serve`` task, one ``watch`` task, and one task per running job."""
 
     def __init__(self, ledger: JobLedger, workers: Sequence[Worker], changes: Changes, metrics: Metrics) -> None:
         self._ledger = ledger
@@ -100,7 +101,7 @@ class Dispatcher:
     def abandon(self, job: Job) -> None:
         """As ``cancel``, for a client that does not wait for it."""
         if not self._closed:
-            self._start(self.cancel(job, "disconnect"))
+            self._let_run(self.cancel(job, "disconnect"), f"cancel {job.id}")
 
     def position(self, job: Job) -> int | None:
         """How many jobs will be taken before it; ``None`` if it does not wait."""
@@ -109,11 +110,16 @@ class Dispatcher:
     def eta_s(self, job: Job) -> float | None:
         """Seconds until the job will have ended, if it can be told; ``None`` before anything was measured."""
         if job.status is JobStatus.RUNNING:
-            return self._pace.seconds(_work_left(job))
+            return self._pace.seconds(self._work_until_end(job))
         place = self._queue.position(job) or 0
         before = sum(waiting.params.work for waiting, _ in zip(self._queue, range(place), strict=False))
         running = sum(_work_left(other) for other in self._ledger if other.status is JobStatus.RUNNING)
         return self._pace.seconds((before + running) / self._serving_count + job.params.work)
+
+    def _work_until_end(self, job: Job) -> float:
+        """What its worker does until then: jobs that share its steps get on as fast as it does, or end sooner."""
+        mates = next((w.jobs_on_device for w in self._workers if job in w.jobs_on_device), [job])
+        return sum(min(_work_left(mate), _work_left(job)) for mate in mates)
 
     def _retry_after_s(self) -> int:
         return min(max(math.ceil(self._pace.job_seconds / self._serving_count), 1), 60)
@@ -124,16 +130,32 @@ class Dispatcher:
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
-    async def serve(self, worker: Worker) -> None:
-        """Gives this worker one job after the other, for ever."""
+    async def serve(self) -> None:
+        """Hands the head of the queue to a worker as soon as one admits it, for ever."""
         while True:
-            while not worker.is_idle or self._closed:
-                await self._changes.wait()
-            job = await self._queue.take()
-            if worker.is_idle and not self._closed:
-                await self._run(worker, job)
+            if (job := self._queue.head) is not None and (worker := self._worker_for(job)) is not None:
+                await self._begin(self._queue.take(), worker)
             else:
-                self._queue.put_back(job)
+                await self._changes.wait()
+
+    def _worker_for(self, job: Job) -> Worker | None:
+        """The least busy worker that admits it: an idle device is better than a shared one."""
+        if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
+            return None
+        admitting = [worker for worker in self._workers if worker.admits(job)]
+        return min(admitting, key=lambda worker: (len(worker.jobs_on_device), len(worker.jobs)), default=None)
+
+    async def _begin(self, job: Job, worker: Worker) -> None:
+        """One claim after the other: where the disk refuses one, the next would overtake it."""
+        worker.reserve(job)
+        is_claimed = False
+        try:
+            is_claimed = await self._ledger.claim(job)
+        finally:
+            if not is_claimed:
+                worker.release(job)
+        if is_claimed:
+            self._let_run(self._run(job, worker), f"run {job.id}")
 
     async def watch(self) -> None:
         """Tells those who wait once no worker will ever be ready by itself. Their jobs are kept."""
@@ -147,40 +169,15 @@ class Dispatcher:
             if job.status is JobStatus.QUEUED:
                 self._ledger.interrupt(job, error or _kept(job))
 
-    async def _run(self, worker: Worker, job: Job) -> None:
-        if not await self._ledger.claim(job):
-            return
-        if job.is_cancel_requested:  # between the queue and the worker
-            return await self._keep(self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job)))
-        start_s = time.monotonic()
-        outcome = await self._attempt(worker, job)
-        seconds = time.monotonic() - start_s
-        await self._keep(self._settle(job, outcome))
-        if isinstance(outcome, Succeeded):
-            self._pace.measured(job.params.work, seconds)
-
-    async def _attempt(self, worker: Worker, job: Job) -> JobOutcome | WorkerCrashed:
-        last_step_s = time.monotonic()
-
-        def on_progress(progress: JobProgress) -> None:
-            nonlocal last_step_s
-            if isinstance(progress, StepDone):
-                now_s = time.monotonic()
-                self._metrics.step.observe(now_s - last_step_s)
-                job.step, last_step_s = progress.step, now_s
-            else:
-                job.previews.append(progress)
-            self._ledger.announce(job)
-
+    async def _run(self, job: Job, worker: Worker) -> None:
+        attempt = Attempt(job, worker, self._ledger, self._metrics)
         try:
-            if not worker.is_idle:
-                return WorkerCrashed("the worker died before the job began")
-            return await worker.run(job, await self._ledger.source_files(job), on_progress)
-        except WorkerCrashed as error:
-            return error
-        except Exception:
-            log.exception("%s failed through a defect", job.id)
-            return Failed(job.id, job.attempt, InternalError.code, "the image could not be made; the log says why")
+            outcome = await attempt.run()
+        finally:
+            worker.release(job)
+        await self._settle(job, outcome)
+        if isinstance(outcome, Succeeded):
+            self._pace.measured(job.params.work, attempt.device_s)
 
     async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
         """What one attempt came to."""
@@ -192,7 +189,7 @@ class Dispatcher:
             case Cancelled() if job.is_cancel_requested:
                 await self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job))
             case Cancelled():
-                await self._requeue(job, job.crashes)  # the drain asked for it
+                await self._requeue(job, job.crashes)  # the drain asked for it, or it never began
             case Unfit(code=code, message=message):
                 await self._lost(job, JobError(code, message))
             case WorkerCrashed():
@@ -226,6 +223,12 @@ class Dispatcher:
         task.add_done_callback(self._background.discard)
         return task
 
+    def _let_run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Nobody awaits it: a defect goes to the log."""
+        task = self._start(work)
+        task.set_name(name)
+        task.add_done_callback(_log_defect)
+
     # --- drain ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -238,8 +241,8 @@ class Dispatcher:
         self._interrupt_waiting()
         await self._wait_until_nothing_runs(grace_period_s)
         for worker in self._workers:
-            if worker.running is not None:
-                worker.cancel(worker.running)
+            for job in worker.jobs:
+                worker.cancel(job)
         await self._wait_until_nothing_runs(_HAND_BACK_S)
 
     async def settle(self) -> None:
@@ -256,6 +259,11 @@ class Dispatcher:
         end_s = time.monotonic() + timeout_s
         while self._ledger.count(JobStatus.RUNNING) and (left_s := end_s - time.monotonic()) > 0:
             await self._changes.wait(left_s)
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed through a defect", task.get_name(), exc_info=error)
 
 
 def _work_left(job: Job) -> float:

@@ -85,8 +85,7 @@ class Front:
         for job in self.ledger:
             self.webhooks.accompany(job)
         self._start(self.webhooks.run, "tell webhooks")
-        for worker in self.workers:
-            self._start(functools.partial(self.dispatcher.serve, worker), f"serve worker {worker.id}")
+        self._start(self.dispatcher.serve, "hand out jobs")
         limit_bytes = self.config.result_limit_mb * 1_000_000
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 

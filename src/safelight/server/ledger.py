@@ -39,6 +39,7 @@ class JobLedger:
         self._metrics = metrics
         self._jobs: dict[str, Job] = {}
         self._ends = JobEnds()
+        self._stuck: set[object] = set()
         self._watched: WeakValueDictionary[str, Changes] = WeakValueDictionary()
 
     def __iter__(self) -> Iterator[Job]:
@@ -47,6 +48,11 @@ class JobLedger:
 
     def __contains__(self, job: Job) -> bool:
         return job.id in self._jobs
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something that happened waits for a disk that does not take it now."""
+        return bool(self._stuck)
 
     def count(self, status: JobStatus) -> int:
         """How many unfinished jobs have this status."""
@@ -153,10 +159,15 @@ class JobLedger:
     def _discard(self, job: Job) -> None:
         log.error("%s: what attempt %d came to is not current any more and was discarded", job.id, job.attempt)
         self._metrics.fenced.inc()
+        self.announce(job)
 
     async def _until_stored(self, change: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await change()
-            except _STORAGE_ERRORS:
-                await asyncio.sleep(_STORAGE_PAUSE_S)
+        try:
+            while True:
+                try:
+                    return await change()
+                except _STORAGE_ERRORS:
+                    self._stuck.add(change)
+                    await asyncio.sleep(_STORAGE_PAUSE_S)
+        finally:
+            self._stuck.discard(change)

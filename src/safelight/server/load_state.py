@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 
-from safelight.protocol import LoadProgress
+from safelight.protocol import LoadProgress, Warm
 
 
 class LoadState:
-    """One load, from the start of the process to ready. ``expected_s`` is what the last such load took, if known."""
+    """One load, from the start of the process to ready, and what was learnt of the process since.
+
+    ``expected_s`` is what the last such load took, if known.
+    """
 
     def __init__(self, expected_s: float | None = None) -> None:
         self.progress = LoadProgress("starting", None, 0, 0, 0, 0)
         self.phase_seconds: dict[str, float] = {}
+        self.batch_tokens = 0
+        self.warm: dict[tuple[int, int], set[int]] = {}
         self._expected_s = expected_s
         self._started_s = time.monotonic()
         self._bytes_started_s: float | None = None
@@ -24,10 +29,15 @@ class LoadState:
             self._bytes_started_s = time.monotonic()
         self.progress = progress
 
-    def finish(self, phase_seconds: dict[str, float]) -> None:
-        """The worker is ready."""
+    def finish(self, phase_seconds: dict[str, float], batch_tokens: int = 0) -> None:
+        """The worker is ready, for jobs of so many tokens at once."""
         self._ready_after_s = self.seconds
         self.phase_seconds = phase_seconds
+        self.batch_tokens = batch_tokens
+
+    def warmed(self, warm: Warm) -> None:
+        """So many rows of this size pay for no first use any more."""
+        self.warm.setdefault((warm.width, warm.height), set()).add(warm.rows)
 
     @property
     def is_finished(self) -> bool:

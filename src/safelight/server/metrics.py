@@ -22,6 +22,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the lines, for a reader that nobody has
 
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+_JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class Metrics:
@@ -51,7 +52,15 @@ class Metrics:
         self._duration = self._histogram("request_duration_seconds", "From accepted to ended.", "status")
         self.queue = self._histogram("queue_seconds", "From accepted to the first attempt.")
         self.stage = self._histogram("stage_seconds", "Stages of an attempt that succeeded.", "stage")
-        self.step = self._histogram("denoise_step_seconds", "One denoising step, as the front sees it.")
+        self.step = self._histogram(
+            "denoise_step_seconds", "One denoising step of all images of a job, as the front sees it."
+        )
+        self.batch_jobs = Histogram(
+            "safelight_batch_jobs",
+            "Jobs that had the device together, counted at each of those steps.",
+            registry=self.registry,
+            buckets=_JOBS,
+        )
 
     def accepted(self, job: Job) -> None:
         """A job became waiting."""

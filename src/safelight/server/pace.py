@@ -14,7 +14,7 @@ class Pace:
         self._seconds_per_work: float | None = None
 
     def measured(self, work: float, seconds: float) -> None:
-        """A job of that much work took so long."""
+        """A job of that much work used its worker for so long."""
         self.job_seconds += _WEIGHT * (seconds - self.job_seconds)
         found = seconds / work
         if self._seconds_per_work is None:

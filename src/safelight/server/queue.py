@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -23,7 +22,6 @@ class JobQueue:
         self.work = 0.0
         self._lines: OrderedDict[str, list[Job]] = OrderedDict()
         self._reserved = 0
-        self._arrived = asyncio.Event()
 
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
@@ -67,7 +65,6 @@ class JobQueue:
         owner = job.request.owner
         self._lines.setdefault(owner, []).insert(0, job)
         self._lines.move_to_end(owner, last=False)
-        self._arrived.set()
 
     def _insert(self, job: Job) -> None:
         line = self._lines.setdefault(job.request.owner, [])
@@ -75,13 +72,14 @@ class JobQueue:
         while place and line[place - 1].request.priority < job.request.priority:
             place -= 1
         line.insert(place, job)
-        self._arrived.set()
 
-    async def take(self) -> Job:
-        """Waits for a job and removes it; the next one will be another owner's, if one waits."""
-        while not self._lines:
-            self._arrived.clear()
-            await self._arrived.wait()
+    @property
+    def head(self) -> Job | None:
+        """The job that ``take`` would remove now."""
+        return next((line[0] for line in self._lines.values()), None)
+
+    def take(self) -> Job:
+        """Removes the head of a queue that is not empty; the next one will be another owner's, if one waits."""
         owner, line = next(iter(self._lines.items()))
         job = line.pop(0)
         self._lines.move_to_end(owner)

@@ -38,10 +38,10 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
 
 
 def worker_status(worker: Worker) -> dict[str, Any]:
-    """One entry of ``workers``: bytes of weights on the device, seconds of loading, the step of a running job."""
+    """One entry of ``workers``: bytes of weights on the device, seconds of loading, the steps of running jobs."""
     progress, load = worker.load.progress, worker.load
     eta_s = load.eta_s if worker.error is None else None
-    job = worker.running
+    jobs = [_running_job(job) for job in worker.jobs]
     return {
         "id": worker.id,
         "device": worker.device.name,
@@ -57,7 +57,10 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
         "error": worker.error.message if worker.error else worker.trouble,
         "restarts": worker.restarts,
-        "job": job and _running_job(job),
+        "job": jobs[0] if jobs else None,
+        "jobs": jobs,
+        "batch_tokens": load.batch_tokens,
+        "warm": {f"{width}x{height}": sorted(rows) for (width, height), rows in sorted(load.warm.items())},
     }
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 
 from safelight.config import Config
-from safelight.errors import LoadError, ProtocolError, SafelightError, WorkerCrashed, error_from_code
+from safelight.errors import LoadError, ProtocolError, SafelightError, error_from_code
 from safelight.jobs import Job
+from safelight.model_card import ModelCard
 from safelight.protocol import (
     Cancel,
     Cancelled,
+    Drawn,
     Failed,
     Generate,
     JobOutcome,
     JobProgress,
-    Load,
     LoadFailed,
     LoadProgress,
     Preview,
@@ -27,6 +27,7 @@ from safelight.protocol import (
     StepDone,
     Succeeded,
     Unfit,
+    Warm,
     WorkerMessage,
 )
 from safelight.server.changes import Changes
@@ -36,11 +37,11 @@ from safelight.server.load_state import LoadState
 from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.watchdog import Watchdog
+from safelight.server.worker_jobs import OnProgress, WorkerJobs
+from safelight.server.worker_orders import load_message, process_options
 from safelight.server.worker_process import WORKER_COMMAND, WorkerProcess
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[JobProgress], None]
 
 _BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
 """Seconds before the next start after the first, second... death in a row; the last one is the circuit breaker's."""
@@ -59,13 +60,6 @@ class WorkerState(StrEnum):
     FAILED = "failed"
     RESTARTING = "restarting"
     DRAINING = "draining"
-
-
-@dataclass(slots=True)
-class _RunningJob:
-    job: Job
-    outcome: asyncio.Future[JobOutcome]
-    on_progress: OnProgress
 
 
 class Worker:
@@ -89,7 +83,6 @@ class Worker:
         self.trouble: str | None = None
         self.has_been_ready = False
         self.restarts = 0
-        self.running: Job | None = None
         self._config = config
         self._model = model
         self._changes = changes
@@ -97,7 +90,8 @@ class Worker:
         self._command = command
         self._history = LoadHistory(config.data_dir)
         self._process: WorkerProcess | None = None
-        self._running: _RunningJob | None = None
+        self._card: ModelCard | None = None
+        self._jobs = WorkerJobs()
         self._retry = asyncio.Event()
         self._watchdog = Watchdog(config.hang_timeout_s)
         self._deaths_in_a_row = 0
@@ -127,7 +121,7 @@ class Worker:
             self._retry.set()
 
     async def stop(self) -> None:
-        """Ends the process: politely if it is idle, at once if it loads or holds on to a job."""
+        """Ends the process: politely if it is idle, at once if it loads or has a job."""
         was_idle = self.is_idle
         self._set_state(WorkerState.DRAINING)
         if self._process is not None:
@@ -140,28 +134,21 @@ class Worker:
         self.load = LoadState(expected_s)
         self._set_state(WorkerState.STARTING)
         await self._model.refresh()
-        process = await WorkerProcess.spawn(self.device.environment, self._options, self._command)
+        self._card = self._model.card
+        load = await asyncio.to_thread(load_message, self._config, self.device)
+        process = await WorkerProcess.spawn(self.device.environment, process_options(self._config), self._command)
         log.info("worker %d started on %s, pid %d", self.id, self.device.name, process.pid)
         self._process = process
+        watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.id}")
         try:
-            process.send(
-                Load(self._model.name, self.device.torch_name, self._config.dtype, list(self._config.warmup_sizes))
-            )
+            process.send(load)
             await self._follow(process)
         finally:
+            watch.cancel()
             exit_code = await process.stop(politely=False)
             self._process = None
-            self._job_lost(exit_code)
+            self._jobs.lose(f"the worker died while it made the image (exit code {exit_code}); ask again")
         self.trouble = f"the worker {self._death_reason} (exit code {exit_code})"
-
-    @property
-    def _options(self) -> list[str]:
-        options = [f"--log-level={self._config.log_level}"]
-        if self._config.faults:
-            options += [f"--faults={self._config.faults}", f"--faults-dir={self._config.data_dir / 'faults'}"]
-        if self._config.c2pa_certificate and self._config.c2pa_private_key:
-            options += ["--credentials", str(self._config.c2pa_certificate), str(self._config.c2pa_private_key)]
-        return options
 
     async def _follow(self, process: WorkerProcess) -> None:
         try:
@@ -188,9 +175,15 @@ class Worker:
         self._set_state(WorkerState.RESTARTING)
         await asyncio.sleep(delay_s)
 
+    async def _watch(self, process: WorkerProcess) -> None:
+        await self._watchdog.wait()
+        silent_s, names = self._watchdog.limit_s, ", ".join(job.id for job in self._jobs)
+        await self._end_hung(process, f"made no step of {names} for {silent_s:.0f} s")
+
     async def _end_hung(self, process: WorkerProcess, what: str) -> None:
         """Asks for the stacks of all its threads in the log, then kills it."""
         log.error("worker %d %s; its stacks follow, then it is replaced", self.id, what)
+        self._set_state(WorkerState.RESTARTING)  # at once: no job may join
         self._death_reason = f"hung: it {what}"
         await process.dump_stacks()
         process.kill()
@@ -207,26 +200,30 @@ class Worker:
             case LoadProgress():
                 self.load.advance(message)
                 self._set_state(WorkerState.WARMING if message.phase == "warmup" else WorkerState.LOADING)
-            case Ready(phase_seconds):
-                self._became_ready(phase_seconds)
+            case Ready():
+                self._became_ready(message)
+            case Warm():
+                self.load.warmed(message)
+                self._changes.announce()
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
-            case StepDone() | Preview() | Succeeded() | Failed() | Cancelled() | Unfit():
+            case StepDone() | Preview() | Drawn() | Succeeded() | Failed() | Cancelled() | Unfit():
                 self._handle_job(message)
 
     def _handle_job(self, message: JobProgress | JobOutcome) -> None:
-        running = self._running
-        if running is None or (message.job_id, message.attempt) != (running.job.id, running.job.attempt):
+        running = self._jobs.find(message.job_id, message.attempt)
+        if running is None:
             if not isinstance(message, JobProgress):
                 log.warning("worker %d: an outcome of %s came too late and was discarded", self.id, message.job_id)
                 self._metrics.fenced.inc()
-            return
-        if isinstance(message, JobProgress):
+        elif isinstance(message, JobProgress):
             if isinstance(message, StepDone):
-                self._watchdog.step_done(message.step)
+                self._watchdog.step_done(message.job_id, message.step)
             running.on_progress(message)
-        elif not running.outcome.done():
+            if isinstance(message, Drawn):
+                self._jobs.drawn(running.job)
+        else:
             self._judge(message)
             running.outcome.set_result(message)
 
@@ -238,8 +235,9 @@ class Worker:
             self._death_reason = f"unfit: {outcome.message}"
             self._set_state(WorkerState.RESTARTING)  # at once: it is about to exit
 
-    def _became_ready(self, phase_seconds: dict[str, float]) -> None:
-        self.load.finish(phase_seconds)
+    def _became_ready(self, ready: Ready) -> None:
+        phase_seconds = ready.phase_seconds
+        self.load.finish(phase_seconds, ready.batch_tokens)
         self.has_been_ready = True
         self._ready_since_s = time.monotonic()
         self.trouble = None
@@ -263,42 +261,57 @@ class Worker:
         """Loaded and warm, with or without a job."""
         return self.state in (WorkerState.READY, WorkerState.BUSY)
 
-    async def run(self, job: Job, source_files: Sequence[bytes], on_progress: OnProgress) -> JobOutcome:
-        """Runs one job to its outcome. Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed."""
-        assert self._process is not None and self.is_idle
-        running = _RunningJob(job, asyncio.get_running_loop().create_future(), on_progress)
-        self._running, self.running = running, job
+    @property
+    def jobs(self) -> list[Job]:
+        """What it works on, oldest first; also jobs that are about to begin."""
+        return list(self._jobs)
+
+    @property
+    def jobs_on_device(self) -> list[Job]:
+        """Those of ``jobs`` that are not drawn yet."""
+        return self._jobs.on_device
+
+    def admits(self, job: Job) -> bool:
+        """Whether the job may begin here now, alone or beside others."""
+        if self._card is None or not self.is_serving:
+            return False
+        return self._jobs.admit(job, self._card, self.load.batch_tokens)
+
+    def reserve(self, job: Job) -> None:
+        """Keeps a place for a job that it admits, until ``release`` or its own end."""
+        self._jobs.reserve(job)
         self._set_state(WorkerState.BUSY)
+
+    def holds(self, job: Job) -> bool:
+        """Whether the job has a place, and the process that it was meant for still serves."""
+        return self.is_serving and job in self.jobs
+
+    def release(self, job: Job) -> None:
+        """Gives the place back; does nothing if there is none."""
+        self._jobs.release(job)
+        if self.state is WorkerState.BUSY and not self._jobs:
+            self._set_state(WorkerState.READY)
+        else:
+            self._changes.announce()
+
+    async def run(self, job: Job, source_files: Sequence[bytes], on_progress: OnProgress) -> JobOutcome:
+        """Runs a job that has a place to its outcome.
+
+        Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed.
+        """
+        assert self._process is not None and self.holds(job)
+        running = self._jobs.begin(job, on_progress)
+        self._watchdog.begin(job.id, job.params)
         try:
-            self._watchdog.begin(job.params)
             self._process.send(Generate(job.id, job.attempt, job.params, *source_files))
-            await self._watch(running)
             return await running.outcome
         finally:
-            self._running, self.running = None, None
-            if self.state is WorkerState.BUSY:
-                self._set_state(WorkerState.READY)
-
-    async def _watch(self, running: _RunningJob) -> None:
-        """Returns with the outcome, or once a hung process was killed."""
-        while not running.outcome.done():
-            if (left_s := self._watchdog.left_s) <= 0:
-                if self._process is not None:
-                    silent_s = self._watchdog.limit_s
-                    await self._end_hung(self._process, f"made no step of {running.job.id} for {silent_s:.0f} s")
-                return
-            await asyncio.wait({running.outcome}, timeout=left_s)
+            self._watchdog.end(job.id)
 
     def cancel(self, job: Job) -> None:
         """Asks the worker to stop this job at its next step; its outcome says what became of it."""
-        if self._process is not None and self.running is job:
+        if self._process is not None and job in self.jobs:
             self._process.send(Cancel(job.id))
-
-    def _job_lost(self, exit_code: int) -> None:
-        if self._running is not None and not self._running.outcome.done():
-            self._running.outcome.set_exception(
-                WorkerCrashed(f"the worker died while it made the image (exit code {exit_code}); ask again")
-            )
 
     @property
     def _is_stopping(self) -> bool:

@@ -1,0 +1,73 @@
+"""One try of a job by a worker: what comes of it, and what its progress says about the pace."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from safelight.errors import InternalError, WorkerCrashed
+from safelight.jobs import Job
+from safelight.protocol import Cancelled, Drawn, Failed, JobOutcome, JobProgress, Preview, StepDone
+from safelight.server.ledger import JobLedger
+from safelight.server.metrics import Metrics
+from safelight.server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Of a job that has a place in the worker. ``device_s`` are the seconds of the device that it used.
+
+    Jobs that share the device share its time: each is charged its part only. So seconds per work stay those of the
+    worker, however many jobs it has at once.
+    """
+
+    def __init__(self, job: Job, worker: Worker, ledger: JobLedger, metrics: Metrics) -> None:
+        self.device_s = 0.0
+        self._job = job
+        self._worker = worker
+        self._ledger = ledger
+        self._metrics = metrics
+        self._charged_s = 0.0
+
+    async def run(self) -> JobOutcome | WorkerCrashed:
+        """Its outcome. ``Cancelled`` also if the job never began, for whatever reason: nothing speaks against it."""
+        job, worker = self._job, self._worker
+        try:
+            files = await self._ledger.source_files(job)
+            if job.is_cancel_requested or not worker.holds(job):  # since it left the queue
+                return Cancelled(job.id, job.attempt)
+            self._charged_s = time.monotonic()
+            return await worker.run(job, files, self._on_progress)
+        except WorkerCrashed as error:
+            return error
+        except Exception:
+            log.exception("%s failed through a defect", job.id)
+            return Failed(job.id, job.attempt, InternalError.code, "the image could not be made; the log says why")
+
+    def _on_progress(self, progress: JobProgress) -> None:
+        match progress:
+            case StepDone():
+                self._step_done(progress.step)
+            case Drawn():
+                self._charge()
+            case Preview():
+                self._job.previews.append(progress)
+        self._ledger.announce(self._job)
+
+    def _step_done(self, step: int) -> None:
+        self._job.step = step
+        if step % self._job.params.num_images == 0:  # its images make their steps together
+            self._metrics.step.observe(self._charge())
+            self._metrics.batch_jobs.observe(self._sharing)
+
+    def _charge(self) -> float:
+        """Seconds since the last time."""
+        now_s = time.monotonic()
+        seconds, self._charged_s = now_s - self._charged_s, now_s
+        self.device_s += seconds / self._sharing
+        return seconds
+
+    @property
+    def _sharing(self) -> int:
+        return max(len(self._worker.jobs_on_device), 1)

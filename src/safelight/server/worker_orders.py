@@ -1,0 +1,32 @@
+"""What a worker process is told when it starts: on its command line, and in its first message."""
+
+from __future__ import annotations
+
+from safelight.config import Config
+from safelight.protocol import Load
+from safelight.server.data_directory import compile_cache
+from safelight.server.devices import Device
+
+
+def process_options(config: Config) -> list[str]:
+    """The end of its command line."""
+    options = [f"--log-level={config.log_level}"]
+    if config.faults:
+        options += [f"--faults={config.faults}", f"--faults-dir={config.data_dir / 'faults'}"]
+    if config.c2pa_certificate and config.c2pa_private_key:
+        options += ["--credentials", str(config.c2pa_certificate), str(config.c2pa_private_key)]
+    return options
+
+
+def load_message(config: Config, device: Device) -> Load:
+    """What it loads, and how. Touches the disk: not on the loop."""
+    return Load(
+        config.model,
+        device.torch_name,
+        config.dtype,
+        list(config.warmup_sizes),
+        config.precision,
+        config.step_cache,
+        config.batch_limit,
+        compile_cache(config.data_dir),
+    )
