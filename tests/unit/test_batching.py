@@ -230,7 +230,7 @@ async def test_when_a_worker_dies_with_two_jobs_both_run_again_each_alone(tmp_pa
         assert (told.worker.jobs, second.status) == ([first], JobStatus.QUEUED)
         told.tell(f"{first.params.prompt}.draw")
         await told.until_drawn(first)
-        assert not told.worker.admits(second)
+        assert not told.worker.admits(second) and not told.worker.admits(fresh)
         told.finish(first.params.prompt)
         await told.until_run(second)
         assert (told.worker.jobs, told.worker.admits(fresh)) == ([second], False)

@@ -69,6 +69,15 @@ def test_a_job_that_lost_a_worker_is_joined_by_nobody_and_joins_nobody() -> None
     assert not _with(job()).admit(_crashed(), CARD, 10**9)
 
 
+def test_a_job_that_lost_a_worker_is_alone_to_its_end() -> None:
+    crashed = _crashed()
+    jobs = _with(crashed)
+    jobs.drawn(crashed)
+    assert not jobs.admit(job(), CARD, 10**9)
+    jobs.release(crashed)
+    assert jobs.admit(job(), CARD, 10**9)
+
+
 def test_what_is_drawn_is_no_hindrance_to_any_job_but_one_that_lost_a_worker() -> None:
     drawn = job()
     jobs = _with(drawn)

@@ -49,10 +49,13 @@ class WorkerJobs:
         return [job for job in self._jobs if job not in self._drawn]
 
     def admit(self, job: Job, card: ModelCard, batch_tokens: int) -> bool:
-        """Whether the job may begin beside these. One that lost a worker before runs alone: it may be the reason."""
+        """Whether the job may begin beside these.
+
+        One that lost a worker before runs alone to its end: it may be the reason, or was lost for another's sake.
+        """
         if not self._jobs:
             return True
-        if job.crashes or len(self._drawn) >= _MOST_DRAWN:
+        if any(each.crashes for each in [*self._jobs, job]) or len(self._drawn) >= _MOST_DRAWN:
             return False
         mates = self.on_device
         return not mates or _may_share([*mates, job], card, batch_tokens)
@@ -97,5 +100,4 @@ class WorkerJobs:
 def _may_share(jobs: list[Job], card: ModelCard, batch_tokens: int) -> bool:
     shape = jobs[-1].params.shape
     rows = sum(job.params.rows for job in jobs)
-    is_alike = all(job.params.shape == shape and not job.crashes for job in jobs)
-    return is_alike and rows * card.tokens(*shape) <= batch_tokens
+    return all(job.params.shape == shape for job in jobs) and rows * card.tokens(*shape) <= batch_tokens
