@@ -1,0 +1,91 @@
+"""Charts of the recorded results for the docs: ``python -m benchmarks.plots`` writes docs/images/perf-*.svg."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.charts import Bar, Line, Panel, bar_chart, line_chart
+from benchmarks.processes import ROOT
+
+Result = Mapping[str, Any]
+
+_RESULTS = ROOT / "benchmarks" / "results"
+_IMAGES = ROOT / "docs" / "images"
+_OFFERED = "images/s that arrive"
+
+
+def serving_chart(result: Result) -> str:
+    """Throughput and latency by rate, of what ``bench_serving --rates`` recorded."""
+    rates = sorted(result["rates"], key=lambda figures: float(figures["offered_per_s"]))
+    offered = [figures["offered_per_s"] for figures in rates]
+    kept_up = Line("all that arrive", [(0.0, 0.0), (offered[-1], offered[-1])], is_faint=True)
+    done = Line("answered", [(figures["offered_per_s"], figures["images_per_s"]) for figures in rates])
+    latency = [_latency_line(rates, "latency_s", rank, rank) for rank in ("p50", "p99")]
+    preview = _latency_line(rates, "first_preview_s", "p50", "first preview p50")
+    times = [line for line in (*latency, preview) if line.points]
+    panels = [Panel("Throughput, images/s", _OFFERED, [done, kept_up])]
+    if times:
+        panels.append(Panel("Latency, s", _OFFERED, times))
+    return line_chart("Throughput and latency by load", _served(result), panels)
+
+
+def _latency_line(rates: list[Any], kind: str, rank: str, name: str) -> Line:
+    return Line(name, [(figures["offered_per_s"], figures[kind][rank]) for figures in rates if figures[kind]])
+
+
+def restart_chart(result: Result) -> str:
+    """Medians of the seconds to the first picture, of what ``bench_restart`` recorded."""
+    found = {kind: figures["first_image_s"]["median"] for kind, figures in result["summary"].items()}
+    bars = [
+        Bar(caches, found[f"Safelight, {caches}"], found.get(f"diffusers, {caches}"))
+        for caches in ("cold caches", "warm caches")
+        if f"Safelight, {caches}" in found
+    ]
+    note = f"{_model(result)}, {result['size']}, {result['num_inference_steps']} steps, {_machine(result)}"
+    return bar_chart("From process start to the first picture", note, "s", bars, ("Safelight", "diffusers"))
+
+
+def _served(result: Result) -> str:
+    asked = [f"{each['width']}x{each['height']}, {each['num_inference_steps']} steps" for each in result["params"]]
+    return f"{_model(result)}, {' and '.join(asked)}, {_machine(result)}"
+
+
+def _model(result: Result) -> str:
+    """A checkpoint directory by its name alone."""
+    model = str(result["model"])
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
+def _machine(result: Result) -> str:
+    names = [card["name"] for card in result["cards"]]
+    return " and ".join(names) if names else f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
+
+
+def charts(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name of the image and SVG document of each result in ``folder`` that has a chart."""
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        if path.stem.startswith("serving") and result.get("rates"):
+            yield f"perf-{path.stem}.svg", serving_chart(result)
+        elif path.stem.startswith("restart") and result.get("summary"):
+            yield f"perf-{path.stem}.svg", restart_chart(result)
+
+
+def main() -> None:
+    """Writes one image for each result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--results", type=Path, default=_RESULTS, help="folder of the results")
+    parser.add_argument("--images", type=Path, default=_IMAGES, help="folder of the images")
+    args = parser.parse_args()
+    args.images.mkdir(parents=True, exist_ok=True)
+    for name, document in charts(args.results):
+        (args.images / name).write_text(document)
+        print(args.images / name)
+
+
+if __name__ == "__main__":
+    main()
