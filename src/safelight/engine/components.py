@@ -134,7 +134,7 @@ def _from_pretrained(made_by: Any, folder: Path, component: Component) -> torch.
     log.info("%s has other tensors than %s: it loads the slow way", folder, component.class_name)
     model, info = made_by.from_pretrained(
         folder,
-        torch_dtype=getattr(torch, _FILE_DTYPES.get(component.dtype or "", "float32")),
+        dtype=getattr(torch, _FILE_DTYPES.get(component.dtype or "", "float32")),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safelight.engine.transfer import CHUNK_BYTES, Chunk
-from safelight.safetensors_header import TensorEntry, read_header
+from safelight.safetensors_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -34,25 +34,25 @@ class StoredTensor:
 
     path: Path
     offset: int
-    entry: TensorEntry
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """``None`` if this module does not know it, or if the header contradicts itself."""
-        import torch
-
-        begin, end = self.entry.data_offsets
-        dtype: torch.dtype | None = getattr(torch, _DTYPES.get(self.entry.dtype, ""), None)
-        return dtype if dtype and math.prod(self.entry.shape) * dtype.itemsize == end - begin else None
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """All tensors of some files by name, in the order of their bytes. Raises ``CheckpointInvalid``."""
+    """All tensors of some files by name, in the order of their bytes. Raises ``CheckpointInvalid``.
+
+    Those of other dtypes, or whose header contradicts itself, are left out: what needs them will not match.
+    """
+    import torch
+
     found = {}
     for path in files:
         header = read_header(path)
         for name, entry in sorted(header.entries.items(), key=lambda item: item[1].data_offsets):
-            found[name] = StoredTensor(path, header.data_start + entry.data_offsets[0], entry)
+            begin, end = entry.data_offsets
+            dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
+            if dtype and math.prod(entry.shape) * dtype.itemsize == end - begin:
+                found[name] = StoredTensor(path, header.data_start + begin, dtype, entry.shape)
     return found
 
 
@@ -62,7 +62,7 @@ def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str,
 
     if device.type != "cuda":
         return
-    counts = (math.prod(tensor.entry.shape) for tensors in stored for tensor in tensors.values())
+    counts = (math.prod(tensor.shape) for tensors in stored for tensor in tensors.values())
     size_bytes = sum(math.ceil(count * dtype.itemsize / _ALLOCATION_BYTES) * _ALLOCATION_BYTES for count in counts)
     with contextlib.suppress(torch.OutOfMemoryError):  # then it is asked for piece by piece
         torch.empty(size_bytes, dtype=torch.uint8, device=device)
@@ -71,17 +71,18 @@ def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str,
 def make_empty(made_by: Any, folder: Path) -> torch.nn.Module:
     """The module as its class makes it from ``config.json``: parameters without memory, buffers with their values."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import PreTrainedModel
     from transformers.initialization import no_init_weights
 
+    module: torch.nn.Module
     with no_init_weights(), init_empty_weights(include_buffers=False):
-        if hasattr(made_by, "load_config"):  # diffusers
-            module = made_by.from_config(made_by.load_config(folder, local_files_only=True))
-        else:
+        if issubclass(made_by, PreTrainedModel):
             module = made_by(made_by.config_class.from_pretrained(folder, local_files_only=True))
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()
-    made: torch.nn.Module = module.eval()
-    return made
+        else:
+            module = made_by.from_config(made_by.load_config(folder, local_files_only=True))
+    if isinstance(module, PreTrainedModel):
+        module.tie_weights()  # a parameter without memory was made anew for each of its names
+    return module.eval().requires_grad_(False)
 
 
 def match(module: torch.nn.Module, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor] | None:
@@ -92,7 +93,7 @@ def match(module: torch.nn.Module, stored: dict[str, StoredTensor]) -> dict[str,
     is_exact = (
         len(filled) == len(renamed) == len(stored)
         and filled == {id(tensor) for tensor in expected.values()}
-        and all(expected[name].shape == tensor.entry.shape and tensor.dtype for name, tensor in renamed.items())
+        and all(expected[name].shape == tensor.shape for name, tensor in renamed.items())
     )
     return renamed if is_exact else None
 
@@ -114,10 +115,8 @@ def allocate(
     expected = module.state_dict(keep_vars=True)
     made: dict[int, torch.Tensor] = {}
     for name, tensor in stored.items():
-        file_dtype = tensor.dtype
-        assert file_dtype is not None
-        kind = dtype if file_dtype.is_floating_point else file_dtype
-        place = torch.empty(tensor.entry.shape, dtype=kind, device=device)
+        kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
+        place = torch.empty(tensor.shape, dtype=kind, device=device)
         is_parameter = isinstance(expected[name], torch.nn.Parameter)
         made[id(expected[name])] = torch.nn.Parameter(place, requires_grad=False) if is_parameter else place
     # One object under all of its names: so tied weights stay tied.
@@ -152,17 +151,12 @@ def _parts(component: str, stored: dict[str, StoredTensor], places: dict[str, to
     import torch
 
     for name, tensor in stored.items():
-        dtype = tensor.dtype
-        assert dtype is not None
         offset = tensor.offset
-        for target in torch.split(places[name].data.view(-1), CHUNK_BYTES // dtype.itemsize):
-            yield Chunk(component, tensor.path, offset, dtype, [target])
-            offset += target.numel() * dtype.itemsize
+        for target in torch.split(places[name].data.view(-1), CHUNK_BYTES // tensor.dtype.itemsize):
+            yield Chunk(component, tensor.path, offset, tensor.dtype, [target])
+            offset += target.numel() * tensor.dtype.itemsize
 
 
 def _follows(chunk: Chunk, part: Chunk) -> bool:
-    return (part.path, part.dtype, part.offset) == (
-        chunk.path,
-        chunk.dtype,
-        chunk.offset + chunk.file_bytes,
-    ) and chunk.file_bytes + part.file_bytes <= CHUNK_BYTES
+    is_next = (part.path, part.offset) == (chunk.path, chunk.offset + chunk.file_bytes)
+    return is_next and part.dtype == chunk.dtype and chunk.file_bytes + part.file_bytes <= CHUNK_BYTES
