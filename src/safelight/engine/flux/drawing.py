@@ -31,7 +31,8 @@ class Kept:
 @dataclass(slots=True, eq=False)
 class Drawing:
     """``latents`` are packed, (1, picture tokens, channels). ``guides`` are the prompt, and with
-    true CFG the negative one. ``step`` counts the steps that were launched; ``previews`` are those after which the picture is shown.
+    true CFG the negative one. ``step`` counts the steps that were launched; ``previews`` are those after which the
+    picture is shown.
     """
 
     params: GenerationParams

@@ -6,6 +6,8 @@ request could be the first of. ``tests/unit/test_kernels.py`` runs them in Trito
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -15,16 +17,23 @@ from safelight.engine.flux.operations import NORM_EPS, Operations, QueryKeyValue
 from safelight.engine.flux.shape import At, BatchShape, Norm
 
 _HEADS_AT_ONCE = 8
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _EPS: tl.constexpr = tl.constexpr(NORM_EPS)
 _FLOAT8_MAX: tl.constexpr = tl.constexpr(FLOAT8_MAX)
 _LEAST_SCALE: tl.constexpr = tl.constexpr(1e-12 / FLOAT8_MAX)
 
 
 @triton.jit
-def _gelu(x):
-    """GELU in its tanh form, written with the exponential that the hardware has."""
-    inner = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp(-inner))
+def _gelu(x, INTERPRETED: tl.constexpr):
+    """GELU in its tanh form, by the hardware's own tanh; the interpreter has none."""
+    inner = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
+    if INTERPRETED:
+        tanh = 2.0 / (1.0 + tl.exp(-2.0 * inner)) - 1.0
+    else:
+        tanh = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [inner], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 0.5 * x * (1.0 + tanh)
 
 
 @triton.jit(do_not_specialize=["text_tokens", "text", "image"])
@@ -102,6 +111,7 @@ def _heads_kernel(
 def _quantise_kernel(
     first, second, out, out_scales,
     FIRST: tl.constexpr, FIRST_BLOCK: tl.constexpr, SECOND: tl.constexpr, SECOND_BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program a row: ``first`` as it is, beside GELU of ``second``, in float8 with one scale; a width may be 0."""
     row = tl.program_id(0).to(tl.int64)
@@ -112,7 +122,7 @@ def _quantise_kernel(
         largest = tl.max(tl.abs(a), 0)
     if SECOND > 0:
         more = tl.arange(0, SECOND_BLOCK)
-        b = _gelu(tl.load(second + row * SECOND + more, mask=more < SECOND, other=0.0).to(tl.float32))
+        b = _gelu(tl.load(second + row * SECOND + more, mask=more < SECOND, other=0.0).to(tl.float32), INTERPRETED)
         largest = tl.maximum(largest, tl.max(tl.abs(b), 0))
     scale = tl.maximum(largest / _FLOAT8_MAX, _LEAST_SCALE)
     tl.store(out_scales + row, scale)
@@ -206,11 +216,11 @@ class TritonOperations(Operations):
             first, second, values, scales,
             FIRST=widths[0], FIRST_BLOCK=triton.next_power_of_2(max(widths[0], 1)),
             SECOND=widths[1], SECOND_BLOCK=triton.next_power_of_2(max(widths[1], 1)),
-            num_warps=_warps(max(widths)),
+            INTERPRETED=_INTERPRETED, num_warps=_warps(max(widths)),
         )  # fmt: skip
         return Scaled(values, scales)
 
 
 def _warps(width: int) -> int:
-    """So that a thread has some sixteen values of a row."""
-    return min(max(int(triton.next_power_of_2(width)) // 512, 1), 16)
+    """So that a thread has some sixteen values of a row; more threads than 256 left fewer rows under way."""
+    return min(max(int(triton.next_power_of_2(width)) // 512, 1), 8)

@@ -203,12 +203,12 @@ def _operations(pipeline: FluxPipeline, *, float8: bool) -> Operations:
 
 def _prepare_for_cuda(pipeline: FluxPipeline) -> None:
     try:
-        from safelight.engine.flux.group_norm import fuse_norms
+        from safelight.engine.flux.vae import accelerate
     except ImportError:
         return
     pipeline.vae.to(memory_format=torch.channels_last)
-    fuse_norms(pipeline.vae.decoder)
-    fuse_norms(pipeline.vae.encoder)
+    accelerate(pipeline.vae.decoder)
+    accelerate(pipeline.vae.encoder)
 
 
 def _graphed(transformer: LeanTransformer) -> Callable[..., torch.Tensor]:

@@ -128,14 +128,14 @@ class DoubleBlock:
         self._text_qkv(rows[:split], out=projected[:split])
         self._image_qkv(rows[split:], out=projected[split:])
         attended = _attention(*operations.query_key_value(projected, self._norms, rope, shape, heads))
-        rows = operations.rows(_streams(attended, shape))
+        to_out: Any = operations.rows(_streams(attended, shape))
         change = self._image_out.output(shape.all_tokens)
-        self._text_out(rows[:split], out=change[:split])
-        self._image_out(rows[split:], out=change[split:])
-        rows = operations.add_and_norm(tokens, change, modulation, shape, self._gate, self._mlp_norm)
+        self._text_out(to_out[:split], out=change[:split])
+        self._image_out(to_out[split:], out=change[split:])
+        to_mlp: Any = operations.add_and_norm(tokens, change, modulation, shape, self._gate, self._mlp_norm)
         change = self._image_down.output(shape.all_tokens)
-        self._text_down(operations.activated(self._text_up, rows[:split]), out=change[:split])
-        self._image_down(operations.activated(self._image_up, rows[split:]), out=change[split:])
+        self._text_down(operations.activated(self._text_up, to_mlp[:split]), out=change[:split])
+        self._image_down(operations.activated(self._image_up, to_mlp[split:]), out=change[split:])
         return change, self._mlp_gate
 
 
