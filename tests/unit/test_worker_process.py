@@ -87,7 +87,7 @@ async def test_a_child_gets_its_device_its_environment_and_a_process_group(
     process.send(Load("a/model", "cuda:0", "bfloat16", [(64, 32), (16, 16)]))
     failed = await _receive_until(process, LoadFailed)
     assert isinstance(failed, LoadFailed)
-    assert failed.message == "a/model|cuda:0|bfloat16|64x32,16x16|7|True"
+    assert failed.message == "a/model|cuda:0|bfloat16|64x32,16x16|auto|1|0||7|True"
     await process.stop(politely=False)
 
 
