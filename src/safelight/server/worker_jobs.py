@@ -89,7 +89,7 @@ class WorkerJobs:
 
     def lose(self, sentence: str) -> None:
         """The process is gone: so are all places, and those who wait for an outcome get a ``WorkerCrashed``."""
-        for running in self._running.values():
+        for running in reversed(self._running.values()):  # each goes to the head of its line: the oldest last
             if not running.outcome.done():
                 running.outcome.set_exception(WorkerCrashed(sentence))
         self._jobs.clear()
