@@ -108,7 +108,7 @@ def _double_kernel(x, out, pixels, width, CHANNELS: tl.constexpr, BLOCK: tl.cons
 
 
 def norm_silu(norm: nn.GroupNorm, x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
-    """``silu(norm(x + shift))``: ``x`` is (pictures, channels, height, width), ``shift`` has a number for each channel."""
+    """``silu(norm(x + shift))``: ``x`` is (pictures, channels, height, width), ``shift`` (channels,)."""
     x = x.contiguous(memory_format=torch.channels_last)
     pictures, channels, height, width = x.shape
     pixels, group = height * width, channels // norm.num_groups
