@@ -55,9 +55,7 @@ def by_device_map(folder: str, device: str) -> Any:
     from diffusers import FluxPipeline
 
     torch.cuda.set_device(device)
-    return FluxPipeline.from_pretrained(
-        folder, dtype=getattr(torch, _DTYPE), local_files_only=True, device_map="cuda"
-    )
+    return FluxPipeline.from_pretrained(folder, dtype=getattr(torch, _DTYPE), local_files_only=True, device_map="cuda")
 
 
 WAYS: dict[str, Callable[[str, str], Any]] = {

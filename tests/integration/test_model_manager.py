@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from safelight.checkpoint import Checkpoint, open_checkpoint
+from safelight.engine.drawing_job import DrawingJob
 from safelight.engine.model_manager import ModelManager
 from safelight.errors import BadOutput, Unavailable
 from safelight.params import GenerationParams
@@ -177,14 +178,15 @@ def test_warmup_makes_a_real_image_of_each_size(checkpoint: Checkpoint, monkeypa
     async def use(manager: ModelManager) -> None:
         make = manager._generate_image_sync
 
-        def watched(params: GenerationParams, *args: Any) -> Any:
-            generation = make(params, *args)
-            sizes.append(generation.images[0].size)
-            return generation
+        def watched(job: DrawingJob) -> None:
+            make(job)
+            sizes.append(job.outcome.result().images[0].size)
 
         monkeypatch.setattr(manager, "_generate_image_sync", watched)
         await manager.warmup([(64, 64), (96, 64)])
         assert manager.phase_seconds["warmup"] > 0
+        # Whole rows of the small size that a device is measured with: 256 tokens and 512 of text.
+        assert manager.batch_tokens and manager.batch_tokens % 768 == 0
 
     _with_manager(checkpoint, use)
     assert sizes == [(64, 64), (96, 64)]
@@ -193,11 +195,11 @@ def test_warmup_makes_a_real_image_of_each_size(checkpoint: Checkpoint, monkeypa
 def test_cleanup_frees_the_model_ends_the_thread_and_may_be_repeated(checkpoint: Checkpoint) -> None:
     async def use(manager: ModelManager) -> None:
         await manager.generate_image(_params())
-        assert manager._pipeline is not None
-        transformer = weakref.ref(manager._pipeline.transformer)
+        assert manager._batch is not None
+        model = weakref.ref(manager._batch.model)
         await manager.cleanup()
         await manager.cleanup()
-        assert transformer() is None
+        assert model() is None
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("gpu")]
 
     _with_manager(checkpoint, use)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from safelight.engine import transfer
-from safelight.engine.transfer import Chunk, HostLink, Link, Mark, Transfer
+from safelight.engine.links import HostLink, Link, Mark
+from safelight.engine.transfer import Chunk, Transfer
 from safelight.errors import CheckpointInvalid
 
 CHUNK_BYTES = 64

@@ -25,6 +25,7 @@ from safelight.protocol import LoadProgress
 from tests.checkpoints import edit_json
 
 CPU = torch.device("cpu")
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 WITH_WEIGHTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 
 
@@ -43,10 +44,13 @@ def slow_way(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _load(
-    folder: Path, dtype: torch.dtype = torch.float32, on_progress: Callable[[LoadProgress], None] = lambda _: None
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    on_progress: Callable[[LoadProgress], None] = lambda _: None,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     checkpoint = open_checkpoint(str(folder))
-    return load_components(checkpoint, CPU, dtype, _report(checkpoint, on_progress))
+    return load_components(checkpoint, device, dtype, _report(checkpoint, on_progress))
 
 
 def _report(checkpoint: Checkpoint, on_progress: Callable[[LoadProgress], None]) -> LoadReport:
@@ -73,10 +77,13 @@ def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device", [CPU, pytest.param(torch.device("cuda:0"), marks=[pytest.mark.gpu, ON_CUDA])], ids=str
+)
 def test_every_tensor_equals_that_of_from_pretrained(
-    dtype: torch.dtype, tiny_checkpoint: Path, slow_way: list[str]
+    device: torch.device, dtype: torch.dtype, tiny_checkpoint: Path, slow_way: list[str]
 ) -> None:
-    parts, reference = _load(tiny_checkpoint, dtype), _reference(tiny_checkpoint, dtype)
+    parts, reference = _load(tiny_checkpoint, dtype, device=device), _reference(tiny_checkpoint, dtype)
     for name in WITH_WEIGHTS:
         module, expected = parts[name], reference[name]
         assert type(module) is type(expected)
@@ -85,7 +92,8 @@ def test_every_tensor_equals_that_of_from_pretrained(
         assert found.keys() == wanted.keys()
         for key, tensor in found.items():
             assert tensor.dtype == wanted[key].dtype, key
-            assert torch.equal(tensor, wanted[key]), key
+            assert tensor.device == device, key
+            assert torch.equal(tensor.cpu(), wanted[key]), key
             assert not tensor.requires_grad
         assert not any(part.training for part in module.modules())
     assert not slow_way

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from safelight.engine.links import CudaLink, HostLink, Link, Mark
 from safelight.errors import CheckpointInvalid
 
 if TYPE_CHECKING:
@@ -44,74 +45,6 @@ class Chunk:
     @property
     def file_bytes(self) -> int:
         return sum(target.numel() for target in self.targets) * self.dtype.itemsize
-
-
-class Mark(Protocol):
-    """A point in the work of a link."""
-
-    def synchronize(self) -> None:
-        """Returns when all that was asked for before it is done."""
-
-
-class Link(Protocol):
-    """A way from host memory to tensors on a device; belongs to one thread."""
-
-    def buffer(self, size_bytes: int) -> torch.Tensor:
-        """Bytes of host memory from which the device copies fastest."""
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Converts if need be, and may return before it is done; ``source`` is part of a buffer."""
-
-    def mark(self) -> Mark:
-        """The end of all copies so far."""
-
-
-class HostLink:
-    """To tensors in this process's own memory."""
-
-    def buffer(self, size_bytes: int) -> torch.Tensor:
-        import torch
-
-        return torch.empty(size_bytes, dtype=torch.uint8)
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        target.copy_(source)
-
-    def mark(self) -> Mark:
-        return _Past()
-
-
-class _Past:
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-
-class CudaLink:
-    """To a CUDA device, over a stream of its own; converts there, after the copy."""
-
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # A thread begins on the first device, and would pin its buffers for that.
-        torch.cuda.set_device(self._stream.device)
-
-    def buffer(self, size_bytes: int) -> torch.Tensor:
-        import torch
-
-        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        import torch
-
-        with torch.cuda.stream(self._stream):
-            if source.dtype != target.dtype:
-                source = source.to(target.device, non_blocking=True)
-            target.copy_(source, non_blocking=True)
-
-    def mark(self) -> Mark:
-        event: Mark = self._stream.record_event()
-        return event
 
 
 class _Lane:
