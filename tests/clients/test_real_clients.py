@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from safelight.config import STUB_MODEL
-from tests.clients.environments import folder_of, installed, python_with
+from tests.environments import folder_of, installed, python_with
 from tests.server_process import ServerProcess
 
 HERE = Path(__file__).parent

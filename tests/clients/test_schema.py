@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from safelight.config import STUB_MODEL
-from tests.clients.environments import python_with
+from tests.environments import python_with
 from tests.server_process import ServerProcess
 
 HERE = Path(__file__).parent

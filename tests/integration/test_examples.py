@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.clients.environments import python_with
+from tests.environments import python_with
 from tests.server_process import ROOT, ServerProcess
 
 PAGE = (ROOT / "docs" / "http-api.md").read_text()

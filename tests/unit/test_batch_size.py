@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from safelight.engine import batch_size
 from safelight.engine.batch_size import measure_batch_tokens
 from safelight.engine.stub import StubDrawing, StubModel, StubShot
 from safelight.errors import JobCancelled
@@ -30,7 +29,7 @@ class _Timed(StubModel):
 
 
 def _measured_rows(model: _Timed, monkeypatch: pytest.MonkeyPatch, max_rows: int = 0) -> float:
-    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: model.now_s)
+    monkeypatch.setattr("time.perf_counter", lambda: model.now_s)
     return measure_batch_tokens(model, params(), max_rows, threading.Event()) / model.tokens(params())
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from PIL.Image import Image
 
@@ -98,7 +98,7 @@ class _Launch:
 class Batch:
     """Oldest first: the oldest picture and those of its shape that may share its step, up to ``max_tokens`` tokens."""
 
-    def __init__(self, model: Model[Drawing], on_warm: OnWarm = lambda *_: None) -> None:
+    def __init__(self, model: Model[Any], on_warm: OnWarm = lambda *_: None) -> None:
         self.max_tokens = 0
         self.max_rows = 0
         """Rows of one step at most; 0: as many as ``max_tokens`` allows."""

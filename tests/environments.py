@@ -1,4 +1,4 @@
-"""Environments of their own for clients whose versions clash, made once under ``.clients/``."""
+"""Environments of their own for packages that clash with ours, made once under ``.clients/``."""
 
 from __future__ import annotations
 
