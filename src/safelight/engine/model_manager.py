@@ -23,6 +23,7 @@ from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
+from safelight.engine.weight_files import read_ahead
 from safelight.errors import JobCancelled, Unavailable
 from safelight.params import GenerationParams
 
@@ -90,6 +91,7 @@ class ModelManager:
     def _build(self, checkpoint: Checkpoint, device: str, options: EngineOptions, report: LoadReport) -> Any:
         """The model that a ``Batch`` drives."""
         options.prepare_process()
+        read_ahead(checkpoint)  # while the libraries are imported
         with report.phase("import"):
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
