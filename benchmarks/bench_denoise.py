@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rows", type=_numbers, default=[1, 2, 4, 8], help="pictures in a step")
     parser.add_argument("--seconds", type=float, default=1.5, help="how long each row of steps lasts")
     parser.add_argument("--compiled", type=_numbers, default=[1024, 512, 256], help="sizes also compiled, one row")
+    parser.add_argument("--parts", default="vae,eager,bf16,compiled,fp8", help="what to measure")
     parser.add_argument("--output", type=Path, default=_OUTPUT)
     args = parser.parse_args()
     record = Record(args.output, shlex.join(["python", "-m", "benchmarks.bench_denoise", *sys.argv[1:]]))
@@ -61,16 +62,24 @@ class _Denoising:
         self._expected: dict[tuple[int, int], torch.Tensor] = {}
 
     def measure(self) -> None:
-        self._vae()
+        parts = self._args.parts.split(",")
+        if "vae" in parts:
+            self._vae()
+        if {"eager", "bf16", "compiled"} & set(parts):
+            self._sixteen_bits(parts)
+        if "fp8" in parts:
+            model = _random_transformer(self._args.model)
+            self._ours(LeanTransformer(model, TritonOperations(float8=True)), model.config, "fp8")
+
+    def _sixteen_bits(self, parts: Sequence[str]) -> None:
         model = _random_transformer(self._args.model)
         self._expected = {(size, 1): model(**_inputs(size, 1))[0] for size in self._args.sizes}
-        self._eager(model)
-        self._ours(LeanTransformer(model, TritonOperations()), model.config, "bf16")
-        self._compiled(model)
-        config = model.config
-        del model
-        torch.cuda.empty_cache()
-        self._ours(LeanTransformer(_random_transformer(self._args.model), TritonOperations(float8=True)), config, "fp8")
+        if "eager" in parts:
+            self._eager(model)
+        if "bf16" in parts:
+            self._ours(LeanTransformer(model, TritonOperations()), model.config, "bf16")
+        if "compiled" in parts:
+            self._compiled(model)
 
     def _eager(self, model: Any) -> None:
         for size in self._args.sizes:
