@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,15 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.server_process import ServerProcess
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """An engine in this process takes the libraries offline; programs that later tests start are not to be."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Prompt embeddings: the lean T5 against transformers' own, and the cache."""
+"""Prompt embeddings are those of diffusers, and kept."""
 
 from __future__ import annotations
 
@@ -9,36 +9,9 @@ import torch
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
-from safelight.engine.flux.t5 import LeanT5
 from safelight.engine.flux.text import TextEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype")
-
-
-def _t5(**changes: Any) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 3, "num_heads": 4, "vocab_size": 64}
-    return T5EncoderModel(T5Config(**sizes, **{"feed_forward_proj": "gated-gelu"} | changes)).eval()
-
-
-@pytest.mark.parametrize("tokens", [24, 13])
-@torch.inference_mode()
-def test_the_lean_t5_equals_that_of_transformers(tokens: int) -> None:
-    model = _t5()
-    token_ids = torch.randint(0, 64, (1, tokens))
-    expected = model(token_ids)[0].clone()
-    found = LeanT5(model)(token_ids)
-    assert found.shape == expected.shape
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
-    # The layers are views now, and still the same layers.
-    assert torch.equal(model(token_ids)[0], expected)
-
-
-def test_a_t5_that_is_not_gated_is_left_to_transformers() -> None:
-    assert LeanT5.fits(_t5())
-    assert not LeanT5.fits(_t5(feed_forward_proj="relu"))
 
 
 @torch.inference_mode()

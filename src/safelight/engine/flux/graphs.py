@@ -1,4 +1,4 @@
-"""CUDA graphs, for the sizes at which launching kernels takes longer than running them."""
+"""CUDA graphs of the transformer's forward, for the sizes at which launching kernels takes longer than running them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safelight.engine.flux.operations import Rope
 from safelight.engine.flux.shape import BatchShape
 
 _MAX_GRAPHS = 16
-_MAX_ENCODER_GRAPHS = 4
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rope], torch.Tensor]
 
@@ -70,29 +69,3 @@ class GraphedForward:
             velocity = self._forward(*inputs, rope)
         recording = self._recordings[shape] = _Recording(graph, inputs, rope, velocity)
         return recording
-
-
-class GraphedEncoder:
-    """A text encoder, from (1, tokens) ids to a tensor, recorded at the second text of a length."""
-
-    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._encode = encode
-        self._seen: set[int] = set()
-        self._recordings: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
-        length = token_ids.shape[1]
-        if length not in self._seen:
-            self._seen.add(length)
-            return self._encode(token_ids)
-        if length not in self._recordings:
-            if len(self._recordings) >= _MAX_ENCODER_GRAPHS:
-                return self._encode(token_ids)
-            kept, graph = token_ids.clone(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                encoded = self._encode(kept)
-            self._recordings[length] = graph, kept, encoded
-        graph, kept, encoded = self._recordings[length]
-        kept.copy_(token_ids)
-        graph.replay()
-        return encoded.clone()
