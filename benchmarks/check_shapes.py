@@ -80,11 +80,12 @@ def measure(pipeline: Any, checkpoint: Checkpoint, scenes: list[Scene], setting:
     for scene, image in pictures(pipeline, checkpoint, scenes, setting):
         verdicts["pair" if scene.relation else "single"].append(judge(np.asarray(image), scene))
     seconds = (time.monotonic() - start_s) / len(scenes)
-    rows = {kind: _shares(found) for kind, found in verdicts.items() if found}
+    rows = {kind: shares_of(found) for kind, found in verdicts.items() if found}
     return {"steps": setting.steps, "guidance_scale": setting.guidance_scale, "seconds_per_image": seconds, **rows}
 
 
-def _shares(verdicts: list[Verdict]) -> dict[str, float | int]:
+def shares_of(verdicts: list[Verdict]) -> dict[str, float | int]:
+    """For each property how many have it right, and how many have all of them right."""
     shares = {name: sum(getattr(verdict, name) for verdict in verdicts) / len(verdicts) for name in PROPERTIES}
     shares["everything"] = sum(verdict.is_right for verdict in verdicts) / len(verdicts)
     return {"count": len(verdicts)} | {name: round(value, 4) for name, value in shares.items()}

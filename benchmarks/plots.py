@@ -49,6 +49,19 @@ def restart_chart(result: Result) -> str:
     return bar_chart("From process start to the first picture", note, "s", bars, ("Safelight", "diffusers"))
 
 
+def denoise_chart(result: Result) -> str:
+    """Steps of one picture, of what ``bench_denoise`` recorded; where diffusers was compiled, beside that."""
+    found = {(each["what"], each["size"]): float(each["step_ms"]) for each in result["steps"] if each["rows"] == 1}
+    bars = [
+        Bar(f"{size} px, {precision}", found[f"Safelight {precision}", size], compiled)
+        for (what, size), compiled in found.items()
+        if what == "diffusers compiled"
+        for precision in ("bf16", "fp8")
+    ]
+    note = f"{result['model']}, {result['text_tokens']} text tokens, {_machine(result)}"
+    return bar_chart("A denoising step of one picture", note, "ms", bars, ("Safelight", "diffusers compiled, bf16"))
+
+
 def _served(result: Result) -> str:
     asked = [f"{each['width']}x{each['height']}, {each['num_inference_steps']} steps" for each in result["params"]]
     return f"{_model(result)}, {' and '.join(asked)}, {_machine(result)}"
@@ -71,6 +84,8 @@ def charts(folder: Path) -> Iterator[tuple[str, str]]:
         result = json.loads(path.read_text())
         if path.stem.startswith("serving") and result.get("rates"):
             yield f"perf-{path.stem}.svg", serving_chart(result)
+        elif path.stem.startswith("denoise") and result.get("steps"):
+            yield f"perf-{path.stem}.svg", denoise_chart(result)
         elif path.stem.startswith("restart") and result.get("summary"):
             yield f"perf-{path.stem}.svg", restart_chart(result)
 

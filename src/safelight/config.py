@@ -151,8 +151,7 @@ class Config:
     )
     precision: str = _setting(
         "auto",
-        "of the transformer's large layers: bf16, fp8 (CUDA cards from Ada and Hopper on), or auto: as dtype says, but "
-        "fp8 where only that fits into the card's memory",
+        "of the transformer's large layers: bf16, fp8 (CUDA cards from Ada and Hopper on), or auto: as dtype says",
         _one_of("auto", "bf16", "fp8"),
     )
     step_cache: int = _setting(

@@ -70,6 +70,19 @@ def test_a_worker_killed_without_a_job_is_replaced(phase: str, start: Start) -> 
     assert server.status()["workers"][0]["restarts"] == 1
 
 
+def test_mates_of_a_job_that_kills_its_worker_are_done_all_the_same(start: Start) -> None:
+    """Four share the worker when it dies; each then has one for itself, and the poison takes nobody along again."""
+    server = start("--faults", "engine.step@60=kill;engine.step@75=kill", STUB_ROWS="4")
+    names = [server.submit(seed=number, num_inference_steps=20)["id"] for number in range(8)]
+    server.wait_until(lambda status: len(status["workers"][0]["jobs"]) == 4)
+    ended = [server.wait_for(name) for name in names]
+    assert [shown["status"] for shown in ended] == ["succeeded"] * 8
+    attempts = sorted(shown["attempt"] for shown in ended)
+    assert attempts[:4] == [1] * 4 and attempts[4:7] == [2] * 3
+    assert server.metric("requests_total", status="succeeded") == 8
+    assert server.is_balanced()
+
+
 @pytest.mark.slow
 def test_a_poison_job_fails_and_the_others_are_done(start: Start) -> None:
     """R04: three workers, then the job fails; those behind it wait no longer than that."""
