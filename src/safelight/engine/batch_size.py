@@ -56,7 +56,7 @@ def _seconds_per_row(model: Any, params: GenerationParams, rows: int) -> float:
         count = min(rows - len(drawings), MAX_IMAGES)
         asked = msgspec.structs.replace(params, num_images=count, num_inference_steps=steps, true_cfg_scale=1.0)
         drawings += model.begin(asked, None)
-    times_s = []
+    times_s: list[float] = []
     while len(times_s) < steps and sum(times_s[1:]) < _LONGEST_S:  # the first may compile
         start_s = time.perf_counter()
         model.step(drawings)
