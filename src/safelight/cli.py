@@ -91,9 +91,12 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def _serve(args: argparse.Namespace) -> int:
     config = config_of(args)
-    from safelight.server.serve import serve
+    from safelight.server.listener import bind
 
-    return serve(config)
+    with bind(config.host, config.port) as sock:  # before the imports that take longest: a port in use is known at once
+        from safelight.server.serve import serve
+
+        return serve(config, sock)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from safelight.errors import ConfigError
 from safelight.server.admission import PUBLIC_PATHS, is_loopback
 from safelight.server.app import APIS, create_app
 from safelight.server.front import Front
+from safelight.server.listener import bind
 from safelight.server.serve import serve
 from safelight.server.worker_process import _without_secrets
 from tests.unit.running_front import make_front
@@ -219,8 +220,11 @@ def test_the_configuration_holds_no_key() -> None:
 
 def test_an_open_address_without_keys_is_refused(tmp_path: Path) -> None:
     config = load_config({"host": "0.0.0.0", "port": "0", "data_dir": str(tmp_path / "data")}, {})
-    with pytest.raises(ConfigError, match="can be reached from outside: set SAFELIGHT_API_KEYS"):
-        serve(config)
+    with (
+        bind(config.host, config.port) as sock,
+        pytest.raises(ConfigError, match="can be reached from outside: set SAFELIGHT_API_KEYS"),
+    ):
+        serve(config, sock)
     assert not (tmp_path / "data").exists()
 
 

@@ -15,8 +15,9 @@ import httpx2 as httpx
 import psutil
 import pytest
 
+from safelight.cli import main
 from safelight.config import Config
-from safelight.errors import ConfigError, PortInUse
+from safelight.errors import ConfigError
 from safelight.jobs import JobStatus
 from safelight.server import serve as serve_module
 from safelight.server.front import Front
@@ -146,27 +147,27 @@ async def test_an_open_status_stream_does_not_hold_up_the_end(
 # --- before anything loads ----------------------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_known_before_anything_else(tmp_path: Path) -> None:
+def test_a_port_in_use_is_known_before_anything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with bind("127.0.0.1", 0) as taken:
-        config = Config(port=taken.getsockname()[1], data_dir=tmp_path / "data")
-        with pytest.raises(PortInUse):
-            serve(config)
+        arguments = ["serve", "--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path / "data")]
+        assert main(arguments) == 1
+    assert "is in use by another process" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 
 def test_a_data_directory_that_cannot_be_made_is_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for data_dir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=r"--data-dir='.*file.*' cannot be made"):
-            serve(Config(port=0, data_dir=data_dir))
+        with bind("127.0.0.1", 0) as sock, pytest.raises(ConfigError, match=r"--data-dir='.*file.*' cannot be made"):
+            serve(Config(data_dir=data_dir), sock)
 
 
 def test_a_data_directory_that_cannot_be_written_is_a_wrong_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ConfigError, match="is not writable"):
-        serve(Config(port=0, data_dir=tmp_path))
+    with bind("127.0.0.1", 0) as sock, pytest.raises(ConfigError, match="is not writable"):
+        serve(Config(data_dir=tmp_path), sock)
 
 
 def test_a_new_data_directory_is_private(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The front process from bind to exit: listens first, loads behind it, drains on SIGTERM and SIGINT."""
+"""The front process from its listening socket to exit: answers first, loads behind it, drains on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safelight.server.app import create_app
 from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front, again_after_defects
-from safelight.server.listener import bind, listen, url_of
+from safelight.server.listener import listen, url_of
 from safelight.server.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -44,20 +44,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(config: Config) -> int:
-    """Runs the server until a signal; returns the exit code. Raises ``PortInUse`` or ``ConfigError`` at once."""
-    with bind(config.host, config.port) as sock:
-        _refuse_to_be_open(config, sock)
-        _check_credentials(config)
-        _make_data_dir(config)
-        logging.basicConfig(
-            level=config.log_level.upper(),
-            handlers=[CurrentStderr()],
-            format="%(asctime)s %(levelname)s %(message)s",
-        )
-        _arm_faults(config, sock)
-        with contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store:
-            return asyncio.run(_serve(config, sock, store))
+def serve(config: Config, sock: socket.socket) -> int:
+    """Answers on the listening ``sock`` until a signal; returns the exit code. Raises ``ConfigError`` at once."""
+    _refuse_to_be_open(config, sock)
+    _check_credentials(config)
+    _make_data_dir(config)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        handlers=[CurrentStderr()],
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    _arm_faults(config, sock)
+    with contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store:
+        return asyncio.run(_serve(config, sock, store))
 
 
 def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
