@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test setup check bench chaos
+.PHONY: run test setup check bench chaos docs docs-serve reference
 
 run: $(INSTALLED)  ## start the server on 127.0.0.1:8000 with the embedded model; options in ARGS="--port 8001"
 	@exec $(BIN)/python run.py $(ARGS)
@@ -24,6 +24,15 @@ check: $(INSTALLED)  ## lint and types; changes nothing
 
 bench: $(INSTALLED)  ## the CPU benchmarks
 	$(BIN)/python -m benchmarks.bench_responsiveness $(ARGS)
+
+docs: $(INSTALLED)  ## the pages as a site, in build/site
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(INSTALLED)  ## the same on 127.0.0.1:8001, made again at each change
+	$(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8001
+
+reference: $(INSTALLED)  ## writes the settings into docs/configuration.md
+	$(BIN)/python -m scripts.configuration_reference
 
 $(INSTALLED): pyproject.toml constraints.txt scripts/setup
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) scripts/setup

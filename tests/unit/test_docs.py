@@ -12,10 +12,11 @@ from fastapi.routing import APIRoute
 
 from safelight import __version__
 from safelight.cli import build_parser
-from safelight.config import settings
+from safelight.config import Config, load_config, settings
 from safelight.server import bfl, edits, images, prediction_request
 from safelight.server.app import APIS
 from safelight.server.metrics import GAUGES, Metrics
+from scripts.configuration_reference import written
 from tests.unit.running_front import make_front
 
 ROOT = Path(__file__).parents[2]
@@ -30,15 +31,33 @@ def _page(name: str) -> str:
     return (ROOT / name).read_text()
 
 
+def test_the_configuration_reference_is_what_the_settings_make() -> None:
+    page = _page("docs/configuration.md")
+    assert page.count("<!-- made from the settings: ") == 2
+    assert written(page) == page, "run `make reference`"
+
+
 def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     page = _page("docs/configuration.md")
     for setting in settings():
-        default = setting.default if setting.default != () else "empty"
         row = next((line for line in page.splitlines() if line.startswith(f"| `{setting.name}` ")), "")
-        assert str(default) in row, setting.name
-        assert setting.metadata["help"] in row, setting.name
+        _, _, variable, default, meaning, _ = (cell.strip() for cell in row.split("|"))
+        if default != "empty":
+            assert setting.metadata["parse"](default.strip("`")) == setting.default, setting.name
+        else:
+            assert setting.default in ((), None, ""), setting.name
+        assert variable == f"`SAFELIGHT_{setting.name.upper()}`"
+        assert meaning == setting.metadata["help"], setting.name
     rows = re.findall(r"^\| `(\w+)` ", page, re.MULTILINE)
     assert rows == [setting.name for setting in settings()]
+
+
+def test_the_file_with_every_setting_changes_nothing(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", _page("docs/configuration.md"), re.DOTALL)
+    file = tmp_path / "safelight.toml"
+    file.write_text(text)
+    assert load_config({}, {}, file) == Config()
+    assert re.findall(r"^(?:# )?(\w+) =", text, re.MULTILINE) == [setting.name for setting in settings()]
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:
