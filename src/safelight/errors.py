@@ -20,6 +20,7 @@ SafelightError
 ├── NotFound               404
 │   └── ModelNotFound      404
 ├── MethodNotAllowed       405
+├── JobNotFinished         409  what was asked needs a job that has ended
 ├── BodyTooLarge           413
 ├── UnsupportedMediaType   415
 ├── IdempotencyMismatch    422  the key was used before, with another body
@@ -182,6 +183,12 @@ class MethodNotAllowed(SafelightError):
     """The route exists, but not for this method."""
 
     code, status, error_type, title = "method_not_allowed", 405, "invalid_request_error", "Method not allowed"
+
+
+class JobNotFinished(SafelightError):
+    """The job waits or runs."""
+
+    code, status, error_type, title = "job_not_finished", 409, "invalid_request_error", "Job not finished"
 
 
 class BodyTooLarge(SafelightError):

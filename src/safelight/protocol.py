@@ -68,7 +68,10 @@ class Shutdown(Message, frozen=True):
 
 
 class LoadProgress(Message, frozen=True):
-    """How far loading is. ``bytes_done`` counts weights that lie on the device in their final form."""
+    """How far loading is. ``bytes_done`` counts weights that lie on the device in their final form.
+
+    ``component_bytes`` are the same by component, of those that have begun.
+    """
 
     phase: str
     component: str | None
@@ -76,6 +79,7 @@ class LoadProgress(Message, frozen=True):
     components_total: int
     bytes_done: int
     bytes_total: int
+    component_bytes: dict[str, int] = {}
 
 
 class Ready(Message, frozen=True):

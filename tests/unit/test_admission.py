@@ -116,7 +116,7 @@ async def test_every_route_is_behind_the_door_or_on_the_public_list(tmp_path: Pa
                 if answer.status_code != 401:
                     assert path == spelling
                     public.add(path)
-    assert public == PUBLIC_PATHS | {"/files/{job_id}/{index}"}
+    assert public == PUBLIC_PATHS | {"/files/{job_id}/{index}", "/page/{digest}/{name:path}"}
 
 
 async def test_what_the_public_learns_of_the_state_is_one_word(tmp_path: Path, checkpoint_dir: Path) -> None:

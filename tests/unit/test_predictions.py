@@ -11,6 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from safelight.jobs import JobStatus
+from safelight.server import predictions as predictions_module
 from safelight.server import worker as worker_module
 from tests.unit.running_front import TIMEOUT_S, running_front, serving, until, until_ready
 
@@ -283,3 +284,67 @@ async def test_the_list_goes_on_where_the_page_ends(tmp_path: Path, checkpoint_d
         assert (len(first["results"]), len(second["results"]), second["next"]) == (100, 30, None)
         assert len({shown["id"] for shown in first["results"] + second["results"]}) == 130
         assert (await client.get(f"{URL}?cursor=nonsense")).status_code == 404
+
+
+# --- search and delete --------------------------------------------------------------------------------------------
+
+
+async def test_the_list_can_be_searched_page_by_page(
+    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions_module, "_PAGE_COUNT", 2)
+    async with (
+        running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir)) as front,
+        serving(front) as client,
+    ):
+        for number in range(6):
+            prompt = f"{'a red & round' if number % 2 else 'a blue'} thing {number}"
+            await client.post(URL, json={"input": {"prompt": prompt}})
+        seen, url = [], f"{URL}?search=RED%20%26"
+        while url:
+            page = (await client.get(url)).json()
+            seen += [shown["input"]["prompt"][-1] for shown in page["results"]]
+            url = page["next"]
+        assert seen == ["5", "3", "1"]
+        assert (await client.get(f"{URL}?search=green")).json()["results"] == []
+        assert (await client.get(f"{URL}?search={'x' * 201}")).status_code == 400
+
+
+async def test_a_deleted_job_is_gone_for_good_with_its_pictures_and_its_name(
+    tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front, serving(front) as client:
+        mine, wait = {"x-key": "mine"}, {"prefer": "wait"}
+        done = (await client.put(f"{URL}/mine", json=BODY, headers=mine | wait)).json()
+        for other in ({}, {"x-key": "yours"}):
+            assert (await client.delete(f"{URL}/mine", headers=other)).status_code == 404
+        assert (await client.get(done["output"][0])).status_code == 200
+        answer = await client.delete(f"{URL}/mine", headers=mine)
+        assert (answer.status_code, answer.content) == (204, b"")
+        for method, url in (("GET", f"{URL}/mine"), ("GET", done["output"][0]), ("DELETE", f"{URL}/mine")):
+            assert (await client.request(method, url, headers=mine)).status_code == 404
+        assert (await client.get(URL, headers=mine)).json()["results"] == []
+        assert list((front.config.data_dir / "results").iterdir()) == []
+        again = (await client.put(f"{URL}/mine", json=BODY, headers=mine | wait)).json()
+        assert (again["status"], again["created_at"] > done["created_at"]) == ("succeeded", True)
+
+
+async def test_a_job_that_has_not_ended_cannot_be_deleted(tmp_path: Path, checkpoint_dir: Path) -> None:
+    async with running_front(tmp_path, "has_slow_steps", model=str(checkpoint_dir)) as front, serving(front) as client:
+        long = {"input": BODY["input"] | {"num_inference_steps": 50}}
+        running, waiting = [(await client.post(URL, json=long)).json()["urls"] for _ in range(2)]
+        await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
+        for urls in (running, waiting):
+            refused = await client.delete(urls["get"])
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_not_finished")
+            assert (await client.post(urls["cancel"])).json()["status"] == "canceled"
+            assert (await client.delete(urls["get"])).status_code == 204
+
+
+async def test_jobs_of_every_api_tell_what_they_were_drawn_with(tmp_path: Path, checkpoint_dir: Path) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front, serving(front) as client:
+        await client.post("/v1/images/generations", json={"prompt": "a star", "steps": 3, "seed": 9})
+        (shown,) = (await client.get(URL)).json()["results"]
+        params = shown["params"]
+        assert (params["prompt"], params["num_inference_steps"], params["seed"]) == ("a star", 3, 9)
+        assert (params["width"], params["num_images"], params["output_format"]) == (64, 1, "png")

@@ -71,6 +71,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "components_total": 7,
         "bytes_done": 40,
         "bytes_total": 80,
+        "components": [],
         "phase_seconds": {},
         "error": None,
         "restarts": 0,
@@ -79,6 +80,24 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "batch_tokens": 0,
         "warm": {},
     }
+
+
+@pytest.mark.anyio
+async def test_each_component_says_how_many_of_its_bytes_are_there() -> None:
+    worker = _worker(WorkerState.LOADING)
+    worker._model = ServedModel("safelight/stub")
+    await worker._model.refresh()
+
+    def filled() -> list[float]:
+        parts = worker_status(worker)["components"]
+        assert [part["name"] for part in parts][-2:] == ["transformer", "vae"]
+        return [part["bytes_done"] / part["bytes_total"] for part in parts]
+
+    assert filled() == [0.0] * 7
+    worker.load.advance(LoadProgress("weights", "vae", 5, 7, 0, 0, {"tokenizer": 1_000_000, "vae": 250_000}))
+    assert filled() == [1.0, 0, 0, 0, 0, 0, 0.25]
+    worker.load.advance(LoadProgress("warmup", None, 7, 7, 0, 0))
+    assert filled() == [1.0] * 7
 
 
 def test_a_ready_worker_has_no_phase_and_no_eta() -> None:

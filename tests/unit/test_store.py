@@ -355,3 +355,34 @@ def test_one_change_at_a_time_is_seen_by_another_connection(tmp_path: Path) -> N
         assert database._connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert database._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         database.close()
+
+
+# --- search and forget --------------------------------------------------------------------------------------------
+
+
+async def test_a_search_finds_prompts_with_all_words_in_any_case_and_takes_signs_as_they_are(store: JobStore) -> None:
+    prompts = {"job_1": "A red circle", "job_2": "ein ROTER Kreis, größer", "job_3": "100% red_star"}
+    for name, prompt in prompts.items():
+        await store.add(job(name, prompt=prompt, owner="me"), None)
+    await store.add(job("job_4", prompt="a red circle", owner="you"), None)
+    for words, found in (
+        ([], ["job_3", "job_2", "job_1"]),
+        (["RED"], ["job_3", "job_1"]),
+        (["circle", "red"], ["job_1"]),
+        (["GRÖSSER"], ["job_2"]),
+        (["100%"], ["job_3"]),
+        (["d_s"], ["job_3"]),
+        (["%"], ["job_3"]),
+        (["' OR 1"], []),
+    ):
+        page = await store.page("me", (float("inf"), ""), 10, words)
+        assert [shown.id for shown in page] == found, words
+
+
+async def test_a_forgotten_job_leaves_no_row_no_key_and_no_file(store: JobStore) -> None:
+    kept, gone = await _finished(store, "job_kept"), await _finished(store, "job_gone")
+    await store.forget(gone)
+    assert await store.get("job_gone") is None
+    assert (await store.get("job_kept")) is not None
+    assert _files(store) == {image.file for image in kept.result.images}
+    await store.forget(gone)  # again is no error

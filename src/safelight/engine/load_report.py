@@ -28,7 +28,7 @@ class LoadReport:
         self.phase_seconds: dict[str, float] = {}
         self._components_done = 0
         self._components_total = components_total
-        self._bytes_done = 0
+        self._bytes_done: dict[str, int] = {}
         self._bytes_left: dict[str, int] = {}
         self._bytes_total = bytes_total
         self._on_progress = on_progress
@@ -59,20 +59,21 @@ class LoadReport:
     def begin(self, name: str, weight_bytes: int) -> None:
         """A component is under way; several may be at once."""
         self._bytes_left[name] = weight_bytes
+        self._bytes_done[name] = 0
         self._component = name
 
     def moved(self, name: str, moved_bytes: int) -> None:
         """Adds bytes that now lie on the device, at most as many as the component was announced with."""
         moved_bytes = min(moved_bytes, self._bytes_left[name])
         self._bytes_left[name] -= moved_bytes
-        self._bytes_done += moved_bytes
+        self._bytes_done[name] += moved_bytes
         self._component = next(iter(self._bytes_left))
         if time.monotonic() - self._last_report_s >= _MIN_INTERVAL_S:
             self._tell()
 
     def end(self, name: str) -> None:
         """Counts a component as done, and all of its bytes with it."""
-        self._bytes_done += self._bytes_left.pop(name)
+        self._bytes_done[name] += self._bytes_left.pop(name)
         self._components_done += 1
         self._component = name
         self._tell()
@@ -88,7 +89,8 @@ class LoadReport:
                 self._component,
                 self._components_done,
                 self._components_total,
-                self._bytes_done,
+                sum(self._bytes_done.values()),
                 self._bytes_total,
+                dict(self._bytes_done),
             )
         )

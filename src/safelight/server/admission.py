@@ -16,12 +16,14 @@ from safelight.config import Config
 from safelight.errors import HostNotAllowed, OriginNotAllowed, PermissionDenied, SafelightError, Unauthorized
 from safelight.server.keys import ApiKeys, Caller
 from safelight.server.links import PREFIX as SIGNED_PREFIX
+from safelight.server.page import is_page
 from safelight.server.problems import problem
 
 PUBLIC_PATHS = frozenset(
     {"/livez", "/health", "/ping", "/health-check", "/v2/health/live", "/readyz", "/v2/health/ready", "/startupz"}
 )
-"""Health only; with keys configured, what they tell without one is a single word. Signed links carry their own key."""
+"""Health only; with keys configured, what they tell without one is a single word. Signed links carry their own key, and
+the page is for everybody."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ADMIN_SUFFIX = "/load"
@@ -55,7 +57,8 @@ class Admission:
         if method not in _SAFE_METHODS:
             self._check_origin(headers)
         caller = self._keys.caller(headers)
-        if caller is None and path not in PUBLIC_PATHS and not path.startswith(SIGNED_PREFIX):
+        is_public = path in PUBLIC_PATHS or path.startswith(SIGNED_PREFIX) or is_page(method, path, headers)
+        if caller is None and not is_public:
             raise Unauthorized("this server needs an API key: send one as Authorization: Bearer KEY")
         if method == "POST" and path.endswith(_ADMIN_SUFFIX) and not (caller and caller.is_admin):
             raise PermissionDenied("this needs an admin key")

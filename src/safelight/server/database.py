@@ -84,6 +84,7 @@ class JobDatabase:
         self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.create_function("has_text", 2, _has_text, deterministic=True)
 
     def close(self) -> None:
         """Closes the connection; the last one folds the write-ahead log into the file."""
@@ -218,12 +219,13 @@ class JobDatabase:
         ).fetchone()
         return row and _job(row)
 
-    def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
-        """Jobs of one owner from before a creation time (and id), newest first."""
+    def page(self, owner: str, before: tuple[float, str], count: int, words: Sequence[str] = ()) -> list[Job]:
+        """Jobs of one owner from before a creation time (and id), newest first, whose prompt has all these words."""
         rows = self._connection.execute(
             f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND (created_s, id) < (?, ?) "  # noqa: S608
-            "ORDER BY created_s DESC, id DESC LIMIT ?",
-            (owner, *before, count),
+            + "AND has_text(json_extract(CAST(request AS TEXT), '$.params.prompt'), ?) " * len(words)
+            + "ORDER BY created_s DESC, id DESC LIMIT ?",
+            (owner, *before, *words, count),
         )
         return [_job(row) for row in rows]
 
@@ -293,6 +295,11 @@ class _Transaction:
                 self._connection.execute("ROLLBACK")
             if kind is None:
                 raise
+
+
+def _has_text(text: str, part: str) -> bool:
+    """SQLite's own LIKE knows upper and lower case of English letters only."""
+    return part.casefold() in text.casefold()
 
 
 def _encode(value: msgspec.Struct) -> bytes:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
+
 from safelight import __version__
 from safelight.config import Config
 from safelight.errors import LoadError, ModelNotFound, Unavailable
@@ -212,4 +214,5 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
         "default_guidance_scale": card.default_guidance_scale,
         "max_sequence_length": card.max_sequence_length,
         "examples": card.examples,
+        "vocabulary": None if card.vocabulary is None else msgspec.to_builtins(card.vocabulary),
     }

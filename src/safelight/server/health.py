@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from safelight import __version__
 from safelight.server.callers import is_known
 from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.front import Front
@@ -34,12 +33,6 @@ _RETRY_AFTER_S = {ServerStatus.FAILED: 30, ServerStatus.DRAINING: 5}
 def routes(front: Front) -> APIRouter:
     """``/livez``, ``/readyz``, ``/startupz`` with their aliases, ``/v1/status`` and its stream, ``/metrics``."""
     router = APIRouter(tags=["health"])
-
-    @router.head("/", include_in_schema=False)
-    @router.get("/")
-    async def root() -> dict[str, str]:
-        """Who is here."""
-        return {"name": "safelight", "version": __version__, "status": front.state.value}
 
     @router.head("/livez", include_in_schema=False)
     @router.head("/health", include_in_schema=False)

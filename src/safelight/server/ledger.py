@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from safelight.errors import SafelightError, StorageFull, StorageUnavailable
+from safelight.errors import JobNotFinished, SafelightError, StorageFull, StorageUnavailable
 from safelight.jobs import Job, JobError, JobStatus
 from safelight.protocol import Succeeded
 from safelight.server.changes import Changes
@@ -66,9 +66,15 @@ class JobLedger:
         stored = await self._store.find(owner, name)
         return stored and self._jobs.get(stored.id, stored)
 
-    async def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
-        """Jobs of that owner from before a creation time and id, newest first."""
-        return [self._jobs.get(job.id, job) for job in await self._store.page(owner, before, count)]
+    async def page(self, owner: str, before: tuple[float, str], count: int, words: Sequence[str] = ()) -> list[Job]:
+        """Jobs of that owner from before a creation time and id, newest first, whose prompt has all these words."""
+        return [self._jobs.get(job.id, job) for job in await self._store.page(owner, before, count, words)]
+
+    async def forget(self, job: Job) -> None:
+        """Removes a job that has ended, with its pictures. Raises ``JobNotFinished``."""
+        if not job.status.is_terminal or job in self:
+            raise JobNotFinished(f"{job.id} has not ended yet: cancel it first")
+        await self._store.forget(job)
 
     def end_of(self, job: Job) -> asyncio.Future[Job]:
         """The job once it has ended, or the error of ``interrupt``."""

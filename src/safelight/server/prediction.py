@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from safelight.jobs import Job, JobError, JobResult, JobStatus
 
 _STATUS = {
@@ -39,6 +41,7 @@ def prediction(
         "error_code": error and error.code,
         "warnings": result.warnings if result else [],
         "seed": job.params.seed,
+        "params": msgspec.to_builtins(job.params),
         "metrics": _metrics(job),
         "created_at": _time(job.created_s),
         "started_at": _time(job.started_s),

@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request
@@ -36,6 +37,7 @@ from safelight.server.submission import submit
 
 _PAGE_COUNT = 100
 _CANCEL_WAIT_S = 2.0
+_MAX_SEARCH_CHARS = 200
 
 EventId = Annotated[str, Query(pattern=r"^([0-9]{1,9}-[0-9]{1,9})?$")]
 _OTHER_STATUSES: dict[int | str, dict[str, Any]] = {
@@ -46,6 +48,7 @@ _OTHER_STATUSES: dict[int | str, dict[str, Any]] = {
     202: {"description": "Accepted, as respond-async asks"},
 }
 
+Search = Annotated[str, Query(max_length=_MAX_SEARCH_CHARS, description="words that the prompt has")]
 ClientId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -88,17 +91,26 @@ def _add_jobs(router: APIRouter, front: Front, prefix: str, *, in_schema: bool) 
         return await _create(front, body, request, key, client_id=prediction_id)
 
     @router.get(prefix, include_in_schema=in_schema)
-    async def list_predictions(request: Request, cursor: str | None = None) -> dict[str, Any]:
-        """The caller's jobs, newest first, a hundred at a time."""
-        jobs = await front.ledger.page(owner_of(request), _decode_cursor(cursor), _PAGE_COUNT)
+    async def list_predictions(request: Request, cursor: str | None = None, search: Search = "") -> dict[str, Any]:
+        """The caller's jobs, newest first, a hundred at a time; ``search`` finds prompts that have all its words."""
+        jobs = await front.ledger.page(owner_of(request), _decode_cursor(cursor), _PAGE_COUNT, search.split())
         url = base_url(request)
-        following = f"{url}/v1/predictions?cursor={_encode_cursor(jobs[-1])}" if len(jobs) == _PAGE_COUNT else None
+        following = None
+        if len(jobs) == _PAGE_COUNT:
+            query = {"cursor": _encode_cursor(jobs[-1])} | ({"search": search} if search else {})
+            following = f"{url}/v1/predictions?{urlencode(query)}"
         return {"next": following, "previous": None, "results": [front.show(job, url) for job in jobs]}
 
     @router.get(f"{prefix}/{{prediction_id}}", include_in_schema=in_schema)
     async def get(prediction_id: str, request: Request) -> Response:
         """One job, as it stands now."""
         return await _answer(front, await _find(front, prediction_id, request), request)
+
+    @router.delete(f"{prefix}/{{prediction_id}}", status_code=204, include_in_schema=in_schema)
+    async def delete(prediction_id: str, request: Request) -> Response:
+        """Forgets a job that has ended, and removes its pictures; 409 while it waits or runs."""
+        await front.ledger.forget(await _find(front, prediction_id, request))
+        return Response(status_code=204)
 
     @router.post(f"{prefix}/{{prediction_id}}/cancel", include_in_schema=in_schema)
     async def cancel(prediction_id: str, request: Request) -> Response:

@@ -58,6 +58,11 @@ class ServedModel:
     def components_total(self) -> int:
         return len(self._checkpoint.components) if self._checkpoint else 0
 
+    @property
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of the weights of each component, in loading order; empty while unknown."""
+        return {part.name: part.weight_bytes for part in self._checkpoint.components} if self._checkpoint else {}
+
     def check_name(self, asked: str | None) -> None:
         """Raises ``ModelNotFound`` unless ``asked`` is absent, this model, or a name that OpenAI clients hard-code."""
         if asked is None or asked in (self.name, self.card.id):

@@ -52,6 +52,7 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "components_total": progress.components_total,
         "bytes_done": progress.bytes_done,
         "bytes_total": progress.bytes_total,
+        "components": [_component(worker, name, size) for name, size in worker.component_bytes.items()],
         "eta_s": None if eta_s is None else round(eta_s, 1),
         "seconds": round(load.seconds, 2),
         "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
@@ -62,6 +63,13 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "batch_tokens": load.batch_tokens,
         "warm": {f"{width}x{height}": sorted(rows) for (width, height), rows in sorted(load.warm.items())},
     }
+
+
+def _component(worker: Worker, name: str, total_bytes: int) -> dict[str, Any]:
+    load = worker.load
+    is_whole = load.is_finished or load.progress.phase == "warmup"
+    done_bytes = total_bytes if is_whole else load.progress.component_bytes.get(name, 0)
+    return {"name": name, "bytes_done": done_bytes, "bytes_total": total_bytes}
 
 
 def _running_job(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -182,6 +182,10 @@ class JobStore:
         """It is sent again at that time."""
         await self._write(self._database.webhook_failed, job.id, tries, due_s)
 
+    async def forget(self, job: Job) -> None:
+        """Removes a finished job and its pictures."""
+        await self._write(self._forget, [job])
+
     async def prune(self, ttl_s: float, limit_bytes: int) -> int:
         """Forgets finished jobs that are too old, then the oldest until the pictures fit; how many it forgot."""
         return await self._write(self._prune, ttl_s, limit_bytes)
@@ -225,9 +229,9 @@ class JobStore:
         names = source.files if source else ()
         return await self._read(lambda: [self.sources.path(name).read_bytes() for name in names])
 
-    async def page(self, owner: str, before: tuple[float, str], count: int) -> list[Job]:
-        """Jobs of one owner from before a creation time (and id), newest first."""
-        return await self._read(self._reader.page, owner, before, count)
+    async def page(self, owner: str, before: tuple[float, str], count: int, words: Sequence[str] = ()) -> list[Job]:
+        """Jobs of one owner from before a creation time (and id), newest first, whose prompt has all these words."""
+        return await self._read(self._reader.page, owner, before, count, words)
 
     async def due_webhooks(self, time_s: float, count: int) -> tuple[list[tuple[Job, int]], float | None]:
         """As ``JobDatabase.due_webhooks``."""

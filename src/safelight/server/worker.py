@@ -262,6 +262,11 @@ class Worker:
         return self.state in (WorkerState.READY, WorkerState.BUSY)
 
     @property
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of the weights that it loads, by component."""
+        return self._model.component_bytes
+
+    @property
     def jobs(self) -> list[Job]:
         """What it works on, oldest first; also jobs that are about to begin."""
         return list(self._jobs)

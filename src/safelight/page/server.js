@@ -1,0 +1,71 @@
+/** What is known of the server: its state, followed live, and the model that it serves. */
+
+import { followEvents } from "./events.js";
+import { Observable } from "./observable.js";
+
+/** How the connection is: before the first answer, while answers come, and when they stopped. */
+export const Connection = Object.freeze({ CONNECTING: "connecting", LIVE: "live", LOST: "lost" });
+
+export class Server {
+  /** @type {Observable<any>} the body of /v1/status, null before the first */
+  status = new Observable(null);
+  connection = new Observable(Connection.CONNECTING);
+  /** @type {Observable<any>} the model's entry of /v1/models, null while its files are not read */
+  model = new Observable(null);
+  #api;
+  #following = null;
+  #isAsking = false;
+
+  /** @param {import("./api.js").Api} api */
+  constructor(api) {
+    this.#api = api;
+  }
+
+  /** Follows the state while the page is seen: browsers have few connections to give, and other tabs want some. */
+  start() {
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#stop() : this.#follow()));
+    this.#follow();
+  }
+
+  /** Tries again to load a model that could not be loaded. Throws as `Api.fetch`. */
+  async load() {
+    const name = this.status.value.model;
+    this.status.value = await this.#api.json(`/v1/models/${encodeURI(name)}/load`, { method: "POST" });
+  }
+
+  #follow() {
+    this.#stop();
+    this.#following = new AbortController();
+    followEvents(this.#api, "/v1/status/stream", {
+      signal: this.#following.signal,
+      onEvent: ({ data }) => this.#take(JSON.parse(data)),
+      onConnected: (isConnected) => {
+        this.connection.value = isConnected ? Connection.LIVE : Connection.LOST;
+      },
+    }).catch(() => (this.connection.value = Connection.LOST));
+  }
+
+  #stop() {
+    this.#following?.abort();
+  }
+
+  #take(status) {
+    const before = this.status.value;
+    const isOther = before?.model !== status.model || before.uptime_s > status.uptime_s;
+    this.status.value = status;
+    if (isOther || !this.model.value) this.#askForModel();
+  }
+
+  async #askForModel() {
+    if (this.#isAsking) return;
+    this.#isAsking = true;
+    try {
+      const { data } = await this.#api.json("/v1/models");
+      this.model.value = data[0] ?? null;
+    } catch {
+      // The next status asks again.
+    } finally {
+      this.#isAsking = false;
+    }
+  }
+}
