@@ -1,4 +1,4 @@
-"""What the terminal shows while a model loads: one plain line per step of real progress."""
+"""What is written while a model loads and stderr is no terminal: one plain line per step of real progress."""
 
 from __future__ import annotations
 
@@ -96,30 +96,6 @@ async def test_jobs_of_a_ready_server_print_no_load_lines(
             front.changes.announce()
             await asyncio.sleep(0)
         assert _lines(caplog) == ["listening on http://test"]
-
-
-async def test_on_a_terminal_bars_are_drawn_and_the_log_goes_above_them(
-    tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(console, "_REDRAW_S", 0.01)
-    monkeypatch.setenv("TERM", "xterm")
-    async with running_front(tmp_path, "loads_slowly", model=str(checkpoint_dir)) as front, _finishing(front):
-        await until_ready(front)
-        await asyncio.sleep(0.05)
-    assert "weights transformer" in terminal.getvalue()
-    assert sys.stderr is terminal
-
-
-@contextlib.asynccontextmanager
-async def _finishing(front: Front) -> AsyncIterator[None]:
-    async with showing(front):
-        yield
 
 
 def test_the_log_handler_writes_to_what_stderr_is_now(monkeypatch: pytest.MonkeyPatch) -> None:

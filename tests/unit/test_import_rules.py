@@ -28,6 +28,8 @@ ALLOWED = {
     "safetensors_header": {"errors"},
     "model_card": {"errors", "params"},
     "checkpoint": {"config", "errors", "model_card", "safetensors_header"},
+    "terminal": set(),
+    "status_text": {"terminal"},
     "client": {"errors", "params", "jobs"},
 }
 """What each module that both processes share may know of the others."""

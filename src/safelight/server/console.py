@@ -1,25 +1,28 @@
-"""What the terminal shows while a model loads: bars on a TTY, otherwise one plain line per step of progress."""
+"""What the terminal shows while the server runs: bars and one quiet live line on a TTY, otherwise plain lines."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import sys
-from typing import TYPE_CHECKING
 
 from safelight.server.front import Front
-from safelight.server.status import ServerStatus
+from safelight.server.live_terminal import LiveTerminal
+from safelight.server.status import worker_status
 from safelight.server.worker import Worker
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from safelight.status_text import live_lines, moved, position
+from safelight.terminal import Look, is_capable, look_of
 
 log = logging.getLogger(__name__)
 
-_REDRAW_S = 0.2
+_MIN_INTERVAL_S = 0.25
+_CLOCK_S = 1.0
+_SLOW_CLOCK_S = 10.0
 
 
 class CurrentStderr(logging.Handler):
-    """Writes to what ``sys.stderr`` is now: while bars are drawn, rich puts something there that writes above them."""
+    """Writes to what ``sys.stderr`` is now, whoever has replaced it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(self.format(record) + "\n")
@@ -28,10 +31,15 @@ class CurrentStderr(logging.Handler):
 async def show_progress(front: Front, url: str) -> None:
     """Runs for as long as the server does."""
     log.info("listening on %s", url)
-    if sys.stderr.isatty():
-        await _show_bars(front)
-    else:
-        await _show_lines(front)
+    if not is_capable(sys.stderr):
+        return await _show_lines(front)
+    look = look_of(sys.stderr)
+    try:
+        terminal = LiveTerminal(sys.stderr.fileno())
+    except OSError:  # a terminal that has no name here, as in some containers
+        return await _show_lines(front)
+    with terminal:
+        await _show_live(front, terminal, look)
 
 
 async def _show_lines(front: Front) -> None:
@@ -46,39 +54,17 @@ async def _show_lines(front: Front) -> None:
         await front.changes.wait()
 
 
-async def _show_bars(front: Front) -> None:
-    # rich costs a tenth of a second to import, which the first answers should not wait for.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    while True:
-        columns = (TextColumn("{task.description:<40}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            tasks = {worker.id: bars.add_task(worker.device.name, total=None) for worker in front.workers}
-            while _is_loading(front):
-                for worker in front.workers:
-                    _draw(bars, tasks[worker.id], worker)
-                await front.changes.wait(_REDRAW_S)
-        while not _is_loading(front):
-            await front.changes.wait()
-
-
-def _is_loading(front: Front) -> bool:
-    return front.state in (ServerStatus.LOADING, ServerStatus.WARMING)
-
-
-def _draw(bars: Progress, task: TaskID, worker: Worker) -> None:
-    progress = worker.load.progress
-    bars.update(task, description=_position(worker), total=progress.bytes_total or None, completed=progress.bytes_done)
-
-
-def _position(worker: Worker) -> str:
-    progress = worker.load.progress
-    count = f"{progress.components_done}/{progress.components_total}" if progress.components_total else ""
-    return " ".join(part for part in (worker.device.name, progress.phase, progress.component, count) if part)
-
-
 def _line(worker: Worker) -> str:
-    progress = worker.load.progress
-    moved = f" {progress.bytes_done / 1e6:.1f} of {progress.bytes_total / 1e6:.1f} MB" if progress.bytes_done else ""
-    return _position(worker) + moved
+    status = worker_status(worker)
+    return position(status) + (f" {moved(status)}" if status["bytes_done"] else "")
+
+
+async def _show_live(front: Front, terminal: LiveTerminal, look: Look) -> None:
+    """Looks at the state when it changes, four times a second at most; the thread draws it if it looks different."""
+    while True:
+        seen = front.changes.count
+        terminal.show(functools.partial(live_lines, front.status(), look=look))
+        await asyncio.sleep(_MIN_INTERVAL_S)
+        if front.changes.count == seen:
+            is_quiet = all(worker.load.is_finished for worker in front.workers)
+            await front.changes.wait(_SLOW_CLOCK_S if is_quiet else _CLOCK_S)

@@ -158,6 +158,7 @@ class Front:
                 "running": self.ledger.count(JobStatus.RUNNING),
                 "limit": self.queue.limit,
             },
+            "images_per_min": round(self.metrics.throughput.images_per_min, 2),
             "storage": {"error": self.store.trouble.message if self.store.trouble else None},
             "workers": [worker_status(worker) for worker in self.workers],
         }

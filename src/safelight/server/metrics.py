@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from safelight.jobs import Job, JobStatus
+from safelight.server.pace import Throughput
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,6 +39,7 @@ class Metrics:
         self._accepted = self._counter("requests_accepted", "Jobs accepted, or found waiting at the start.")
         self._ended = self._counter("requests", "Jobs that ended.", "status", "api")
         self.refused = self._counter("requests_refused", "Requests for jobs that were refused.", "reason")
+        self.throughput = Throughput()
         self.images = self._counter("images", "Pictures made.")
         self.pixels = self._counter("pixels", "Pixels of pictures made.")
         self.fenced = self._counter("fenced_results", "Outcomes of attempts that were over, discarded.")
@@ -75,6 +77,7 @@ class Metrics:
             self._duration.labels(job.status).observe(max(job.finished_s - job.created_s, 0.0))
         if job.status is JobStatus.SUCCEEDED:
             self.images.inc(job.params.num_images)
+            self.throughput.add(job.params.num_images)
             self.pixels.inc(job.params.num_images * job.params.width * job.params.height)
             for stage, seconds in job.result.seconds.items():
                 self.stage.labels(stage).observe(seconds)

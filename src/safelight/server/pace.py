@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Callable
+
 _FIRST_GUESS_S = 2.0
 _WEIGHT = 0.2
+_WINDOW_S = 180.0
 
 
 class Pace:
@@ -24,3 +29,27 @@ class Pace:
     def seconds(self, work: float) -> float | None:
         """Seconds for that much work on one worker; ``None`` before the first measurement."""
         return None if self._seconds_per_work is None else work * self._seconds_per_work
+
+
+class Throughput:
+    """Pictures a minute, over the last three minutes or for as long as there was anything to count."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started_s = clock()
+        self._made: deque[tuple[float, int]] = deque()
+
+    def add(self, images: int) -> None:
+        """So many pictures are finished now."""
+        self._made.append((self._clock(), images))
+        self._forget_old()
+
+    @property
+    def images_per_min(self) -> float:
+        self._forget_old()
+        window_s = min(_WINDOW_S, self._clock() - self._started_s)
+        return sum(images for _, images in self._made) * 60 / window_s if self._made else 0.0
+
+    def _forget_old(self) -> None:
+        while self._made and self._made[0][0] < self._clock() - _WINDOW_S:
+            self._made.popleft()
