@@ -37,3 +37,10 @@ def python_with(name: str, *packages: str, paths: Sequence[Path] = ()) -> list[s
     installed(folder, *pip, *packages)
     path = ":".join(map(str, (folder, *paths)))
     return ["env", f"PYTHONPATH={path}", str(getattr(sys, "_base_executable", sys.executable)), "-s"]
+
+
+def node_with(name: str, *packages: str) -> Path:
+    """A folder whose modules find these packages; a package ``node`` among them is at ``node_modules/.bin/node``."""
+    folder = folder_of(name, packages)
+    npm = ("npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder))
+    return installed(folder, *npm, *packages)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from safelight.config import STUB_MODEL
-from tests.environments import folder_of, installed, python_with
+from tests.environments import node_with, python_with
 from tests.server_process import ServerProcess
 
 HERE = Path(__file__).parent
@@ -74,10 +74,7 @@ def test_openai_python(package: str, major: str, server: ServerProcess) -> None:
 
 
 def test_openai_javascript(server: ServerProcess) -> None:
-    packages = ("node@22", "openai@7")
-    folder = folder_of("node", packages)
-    npm = ("npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder))
-    installed(folder, *npm, *packages)
+    folder = node_with("node", "node@22", "openai@7")
     shutil.copy(HERE / "openai_cases.mjs", folder)
     found = _run(folder / "node_modules/.bin/node", folder / "openai_cases.mjs", server.url, KEY)
     assert found == {
