@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from safelight.errors import ConfigError, SafelightError
 from safelight.faults import parse as parse_faults
@@ -20,6 +21,7 @@ STUB_MODEL = "safelight/stub"
 
 _NO_SETTINGS = (f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}API_KEY")
 _MIN_KEY_CHARS = 8
+_TRACES_PATH = "/v1/traces"
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
@@ -112,6 +114,25 @@ def _words(pattern: str, what: str) -> Callable[[str], tuple[str, ...]]:
         return words
 
     return parse
+
+
+def _collector(value: str) -> str:
+    """The full address of a collector's traces."""
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise ValueError("is not an address such as http://127.0.0.1:4318")
+    if url.username is not None:
+        raise ValueError("has a user's name in it: set OTEL_EXPORTER_OTLP_HEADERS instead")
+    return value if url.path.endswith(_TRACES_PATH) else value.rstrip("/") + _TRACES_PATH
+
+
+def _standard_collector(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """What OpenTelemetry's own variables say about where traces go."""
+    is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if is_off or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return next(((name, environment[name]) for name in names if environment.get(name)), None)
 
 
 def _faults(value: str) -> str:
@@ -232,6 +253,15 @@ class Config:
     recover: bool = _setting(False, "true: move a damaged job database aside and begin with an empty one", _truth)
     faults: str = _setting("", "fault points for tests, such as engine.step@3=kill; only on a loopback host", _faults)
     log_level: str = _setting("info", "least level that is logged", _one_of("debug", "info", "warning", "error"))
+    otlp_endpoint: str | None = _setting(
+        None,
+        "address of an OpenTelemetry collector that gets traces (OTLP over HTTP), such as http://127.0.0.1:4318; "
+        "empty: as OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
+        _collector,
+    )
+    log_format: str = _setting(
+        "text", "of the log on stderr: text, or json, one object per line", _one_of("text", "json")
+    )
 
 
 def settings() -> tuple[Field[Any], ...]:
@@ -245,6 +275,8 @@ def load_config(
     """Merges the sources; a flag that is ``None`` was not given. Raises ``ConfigError`` naming key and value."""
     known = {setting.name: setting for setting in settings()}
     texts: dict[str, tuple[str, str]] = {}
+    if collector := _standard_collector(environment):
+        texts["otlp_endpoint"] = collector
     for name, value in _read_file(config_file).items():
         texts[name] = (f"{config_file}: {name}", value)
     for key, value in environment.items():

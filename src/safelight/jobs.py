@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 
 from safelight.errors import InvalidTransition, SafelightError, error_from_code
 from safelight.params import GenerationParams, ImageFormat
-from safelight.protocol import Preview
+from safelight.protocol import Preview, trace_id_of
 
 
 class JobStatus(StrEnum):
@@ -49,7 +50,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was accepted; it never changes. ``owner`` is whose share of the queue it uses and who may see it.
 
     ``input`` is what the caller wrote, for APIs that repeat it, ``client_id`` the name that the caller gave the job.
-    Jobs of higher ``priority`` go first among those of one owner.
+    Jobs of higher ``priority`` go first among those of one owner. ``trace_context`` is as in ``Generate``.
     """
 
     params: GenerationParams
@@ -60,6 +61,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     input: dict[str, Any] = {}
     client_id: str = ""
     webhook: Webhook | None = None
+    trace_context: dict[str, str] = {}
 
 
 class ResultImage(msgspec.Struct, frozen=True):
@@ -124,6 +126,12 @@ class Job:
     @property
     def params(self) -> GenerationParams:
         return self.request.params
+
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """What a log line about it is to have."""
+        request = self.request
+        return {"job_id": self.id, "request_id": request.request_id, "trace_id": trace_id_of(request.trace_context)}
 
     @property
     def result(self) -> JobResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -45,11 +46,17 @@ class Load(Message, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Run one job. ``attempt`` comes back in every message about it; ``image`` and ``mask`` are files of its source."""
+    """Run one job. ``attempt`` comes back in every message about it; ``image`` and ``mask`` are files of its source.
+
+    ``trace_context`` has the ``traceparent`` of the span that it belongs to, and a ``tracestate`` if there is one, as
+    W3C's Trace Context has them; it is empty if nobody traces it.
+    """
 
     job_id: str
     attempt: int
     params: GenerationParams
+    request_id: str = ""
+    trace_context: dict[str, str] = {}
     image: bytes | None = None
     mask: bytes | None = None
 
@@ -190,6 +197,11 @@ JobProgress = StepDone | Preview | Drawn
 WorkerMessage = LoadProgress | Ready | Warm | LoadFailed | JobProgress | JobOutcome
 
 Received = TypeVar("Received")
+
+
+def trace_id_of(trace_context: Mapping[str, str]) -> str:
+    """The trace that a ``traceparent`` names: its second part."""
+    return trace_context.get("traceparent", "")[3:35]
 
 
 class Channel(Generic[Received]):

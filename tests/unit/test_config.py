@@ -49,6 +49,8 @@ VALID: dict[str, tuple[str, Any]] = {
     "recover": ("true", True),
     "faults": ("engine.step@3=kill", "engine.step@3=kill"),
     "log_level": ("debug", "debug"),
+    "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+    "log_format": ("json", "json"),
 }
 WRONG: list[tuple[str, str]] = [
     ("rate_limit", "-1"),
@@ -122,12 +124,34 @@ WRONG: list[tuple[str, str]] = [
     ("faults", "engine.step@x=kill"),
     ("log_level", "INFO"),
     ("log_level", "trace"),
+    ("otlp_endpoint", "127.0.0.1:4318"),
+    ("otlp_endpoint", "http://"),
+    ("otlp_endpoint", "grpc://127.0.0.1:4317"),
+    ("otlp_endpoint", "http://name:secret@127.0.0.1:4318"),
+    ("log_format", "JSON"),
 ]
 
 
 def test_every_setting_has_a_case_here() -> None:
     assert list(VALID) == [setting.name for setting in settings()]
     assert {name for name, _ in WRONG} == set(VALID)
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoint"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318/"}, "http://a:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b/v1/traces"}, "http://b/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "SAFELIGHT_OTLP_ENDPOINT": "http://c"}, "http://c/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_TRACES_EXPORTER": "none"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, None),
+    ],
+)
+def test_opentelemetrys_own_variables_name_the_collector_where_no_setting_does(
+    environment: dict[str, str], endpoint: str | None
+) -> None:
+    assert load_config({}, environment).otlp_endpoint == endpoint
 
 
 def test_without_any_source_every_setting_is_its_default() -> None:

@@ -16,7 +16,7 @@ import pytest
 from safelight.config import Config
 from safelight.errors import CheckpointInvalid, CheckpointNotFound, LoadError, NotEnoughMemory, WorkerCrashed
 from safelight.jobs import Job
-from safelight.protocol import Cancelled, Failed, JobOutcome, JobProgress, StepDone, Succeeded
+from safelight.protocol import Cancelled, Failed, Generate, JobOutcome, JobProgress, StepDone, Succeeded
 from safelight.server import worker as worker_module
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
@@ -74,7 +74,9 @@ async def _run_with(worker: Worker, running: Job, on_progress: OnProgress) -> Jo
     """From the place to the outcome, as the dispatcher does it."""
     worker.reserve(running)
     try:
-        return await asyncio.wait_for(worker.run(running, [], on_progress), TIMEOUT_S)
+        return await asyncio.wait_for(
+            worker.run(running, Generate(running.id, running.attempt, running.params), on_progress), TIMEOUT_S
+        )
     finally:
         worker.release(running)
 

@@ -7,6 +7,7 @@ on the GPU thread.
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -92,6 +93,7 @@ class _Launch:
     wait: Callable[[], None]
     members: list[_Member]
     shots: Sequence[Shot | None]
+    begun_s: float
     is_step: bool
 
 
@@ -107,6 +109,7 @@ class Batch:
         self._arrivals: deque[DrawingJob] = deque()
         self._members: list[_Member] = []
         self._launches: deque[_Launch] = deque()
+        self._completed_s = 0.0
         self._uses: Counter[tuple[int, int, int]] = Counter()
 
     def join(self, job: DrawingJob) -> None:
@@ -172,9 +175,10 @@ class Batch:
         return group
 
     def _launch_step(self, group: list[_Member]) -> None:
+        begun_s = time.monotonic()
         try:
             shots = self.model.step([member.drawing for member in group])
-            self._launches.append(_Launch(self.model.mark(), group, shots, is_step=True))
+            self._launches.append(_Launch(self.model.mark(), group, shots, begun_s, is_step=True))
         except Exception as error:
             return self._step_failed(group, error)
         self._count_use(group)
@@ -184,8 +188,9 @@ class Batch:
             self._members.remove(member)
             if not member.job.was_cancelled():
                 with member.job.failing():
+                    begun_s = time.monotonic()
                     shot = self.model.decode(member.drawing)
-                    self._launches.append(_Launch(self.model.mark(), [member], [shot], is_step=False))
+                    self._launches.append(_Launch(self.model.mark(), [member], [shot], begun_s, is_step=False))
 
     def _step_failed(self, group: list[_Member], error: Exception) -> None:
         """Alone, it is the job's failure. Together, nobody knows whose: each tries again by itself."""
@@ -214,12 +219,15 @@ class Batch:
             launch.wait()
         except Exception as error:
             return self._members_failed(launch.members, error)
+        begun_s = max(launch.begun_s, self._completed_s)  # the device does one thing after the other
+        ended_s = self._completed_s = time.monotonic()
         for member, shot in zip(launch.members, launch.shots, strict=True):
             job = member.job
             if job.was_cancelled():
                 continue
             with job.failing():
                 if launch.is_step:
+                    job.timeline.step_done(begun_s, ended_s, len(launch.members))
                     job.step_done(member.index, shot)
                 elif shot is not None:
                     job.picture_done(member.index, shot)

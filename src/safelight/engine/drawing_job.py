@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from safelight.engine.failures import failure_of, reach
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
+from safelight.engine.timeline import Timeline
 from safelight.errors import JobCancelled
 from safelight.params import GenerationParams
 
@@ -52,9 +53,11 @@ class DrawingJob:
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         source: Source | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self.params = params
         self.source = source
+        self.timeline = timeline or Timeline()
         self.cancelled = threading.Event()
         self.outcome: Future[Generation] = Future()
         self.remarks: tuple[list[str], int] = ([], 0)
@@ -64,7 +67,6 @@ class DrawingJob:
         self._steps_done = 0
         self._steps_of = [0] * params.num_images
         self._images: dict[int, Image] = {}
-        self._times_s: dict[str, float] = {}
 
     @property
     def is_over(self) -> bool:
@@ -94,19 +96,18 @@ class DrawingJob:
 
     def begin(self) -> None:
         """Its text is encoded now."""
-        self._times_s["begin"] = time.monotonic()
+        self.timeline.begin_s = time.monotonic()
         if self._on_step is not None:
             reach("engine.begin")
 
     def begun(self) -> None:
         """Its first step may come."""
-        self._times_s["begun"] = time.monotonic()
+        self.timeline.begun_s = time.monotonic()
 
     def step_done(self, index: int, preview: _Shot | None) -> None:
         """A step of picture ``index`` ended."""
         self._steps_done += 1
         self._steps_of[index] += 1
-        self._times_s["denoised"] = time.monotonic()
         if preview is not None and self._on_preview is not None:
             self._context.run(self._on_preview, index, self._steps_of[index], preview.picture())
         if self._on_step is not None:
@@ -119,14 +120,5 @@ class DrawingJob:
         self._images[index] = self.source.keep_outside_mask(drawn) if self.source else drawn
         if len(self._images) == self.params.num_images:
             images = [self._images[place] for place in range(self.params.num_images)]
-            self.outcome.set_result(Generation(images, *self.remarks, self._seconds()))
-
-    def _seconds(self) -> dict[str, float]:
-        ended_s = time.monotonic()
-        begin_s, begun_s, denoised_s = (self._times_s[name] for name in ("begin", "begun", "denoised"))
-        return {
-            "generate": ended_s - begin_s,
-            "text": begun_s - begin_s,
-            "denoise": denoised_s - begun_s,
-            "decode": ended_s - denoised_s,
-        }
+            self.timeline.decoded_s = time.monotonic()
+            self.outcome.set_result(Generation(images, *self.remarks, self.timeline.stages()))

@@ -23,6 +23,7 @@ from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
+from safelight.engine.timeline import Timeline
 from safelight.engine.weight_files import read_ahead
 from safelight.errors import JobCancelled, Unavailable
 from safelight.params import GenerationParams
@@ -143,9 +144,13 @@ class ModelManager:
         on_step: OnStep | None = None,
         on_preview: OnPreview | None = None,
         source: Source | None = None,
+        timeline: Timeline | None = None,
     ) -> Generation:
-        """All images of one job. Raises a leaf of ``GenerationError``; ``Unavailable`` if no model is loaded."""
-        job = DrawingJob(params, on_step, on_preview, source)
+        """All images of one job; ``timeline`` gets when what was done.
+
+        Raises a leaf of ``GenerationError``; ``Unavailable`` if no model is loaded.
+        """
+        job = DrawingJob(params, on_step, on_preview, source, timeline)
         self._loaded_batch.join(job)
         self.executor.submit(self._generate_image_sync, job)
         outcome = asyncio.wrap_future(job.outcome)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextvars
 import ctypes
 import faulthandler
 import logging
@@ -15,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from safelight import faults
+from safelight import faults, logs
 from safelight.checkpoint import open_checkpoint
 from safelight.config import STUB_MODEL
 from safelight.engine.drawing_job import Generation
@@ -34,7 +36,9 @@ from safelight.engine.previews import preview_steps
 from safelight.engine.provenance import Provenance
 from safelight.engine.sources import open_source
 from safelight.engine.stub import StubEngine
+from safelight.engine.timeline import Timeline
 from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
+from safelight.logs import about
 from safelight.params import GenerationParams
 from safelight.protocol import (
     Cancel,
@@ -56,19 +60,28 @@ from safelight.protocol import (
     Succeeded,
     Unfit,
     Warm,
+    trace_id_of,
 )
+from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_LOG_LINE = "%(asctime)s %(levelname)s worker[%(process)d] %(message)s"
 
 
 class Worker:
     """Serves one channel until ``Shutdown`` or its end. Jobs run as they come; cancelling is a message of its own."""
 
-    def __init__(self, channel: Channel[FrontMessage], credentials: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self,
+        channel: Channel[FrontMessage],
+        credentials: tuple[Path, Path] | None = None,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         self._channel = channel
         self._credentials = credentials
+        self._tracing = tracing
         self._provenance: Provenance | None = None
         self._manager = ModelManager()
         self._image_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
@@ -84,7 +97,8 @@ class Worker:
                     self._manager = manager_of(load.model)
                     self._load = self._start(self._load_model(load), "load")
                 case Generate() as generate:
-                    self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
+                    with about(job_id=generate.job_id, **_ids(generate)):
+                        self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
                     # Let it begin: a task that is cancelled before that never runs, and would never answer.
                     await asyncio.sleep(0)
                 case Cancel(job_id) if job_id in self._jobs:
@@ -104,6 +118,7 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._manager.cleanup()
         self._image_thread.shutdown()
+        self._tracing.close()
         await self._channel.flush()
         self._channel.close()
 
@@ -138,18 +153,21 @@ class Worker:
 
     async def _generate(self, generate: Generate) -> None:
         job_id, attempt = generate.job_id, generate.attempt
+        timeline = Timeline()
 
         def on_step(step: int, total_steps: int) -> None:
             self._send_from_thread(StepDone(job_id, attempt, step, total_steps))
 
         def on_preview(index: int, step: int, image: Image) -> None:
-            self._image_thread.submit(self._send_preview, generate, index, step, image)
+            context = contextvars.copy_context()
+            self._image_thread.submit(context.run, self._send_preview, generate, index, step, image)
 
         try:
             source = await self._loop.run_in_executor(self._image_thread, open_source, generate.image, generate.mask)
-            generation = await self._manager.generate_image(generate.params, on_step, on_preview, source)
+            generation = await self._manager.generate_image(generate.params, on_step, on_preview, source, timeline)
             self._channel.send(Drawn(job_id, attempt))
             outcome: Message = await self._encode(generate, generation)
+            timeline.encoded_s = time.monotonic()
         except asyncio.CancelledError:
             outcome = Cancelled(job_id, attempt)
         except (DeviceFault, BadOutput) as error:
@@ -164,6 +182,8 @@ class Worker:
         self._channel.send(outcome)
         await self._channel.flush()
         reach("engine.sent")
+        if generate.trace_context:
+            self._image_thread.submit(timeline.trace, self._tracing, generate.trace_context)
 
     async def _give_up(self, reason: Unfit) -> None:
         """Nothing that this process does from now on can be trusted, its own clean-up included."""
@@ -201,6 +221,10 @@ class Worker:
         )
 
 
+def _ids(generate: Generate) -> dict[str, str]:
+    return {"request_id": generate.request_id, "trace_id": trace_id_of(generate.trace_context)}
+
+
 def _options(load: Load) -> EngineOptions:
     return EngineOptions(load.dtype, load.precision, load.step_cache, load.batch_limit, load.cache_dir)
 
@@ -229,9 +253,17 @@ def die_with_parent(parent_pid: int) -> None:
         raise SystemExit(1)
 
 
-async def _serve(sock: socket.socket, credentials: tuple[Path, Path] | None) -> None:
+def _tracing(args: argparse.Namespace) -> Tracing:
+    if not args.otlp_endpoint:
+        return NO_TRACING
+    from safelight.otlp import OtlpTracing
+
+    return OtlpTracing(args.otlp_endpoint, {"safelight.worker.id": args.worker_id})
+
+
+async def _serve(sock: socket.socket, credentials: tuple[Path, Path] | None, tracing: Tracing) -> None:
     channel: Channel[FrontMessage] = await Channel.open(sock, FrontMessage)
-    await Worker(channel, credentials).run()
+    await Worker(channel, credentials, tracing).run()
 
 
 def main() -> None:
@@ -240,19 +272,21 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--worker-id", type=int, default=0)
+    parser.add_argument("--otlp-endpoint", default="")
     parser.add_argument("--faults", default="")
     parser.add_argument("--faults-dir", type=Path)
     parser.add_argument("--credentials", type=Path, nargs=2)
     args = parser.parse_args()
     die_with_parent(args.parent_pid)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s worker[%(process)d] %(message)s"
-    )
+    logs.configure(args.log_level, args.log_format, _LOG_LINE, logging.StreamHandler(), worker_id=args.worker_id)
     # The front sends this signal before it ends a worker that hangs.
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     if args.faults:
         faults.arm(args.faults, args.faults_dir)
-    asyncio.run(_serve(socket.socket(fileno=args.fd), args.credentials and tuple(args.credentials)))
+    sock = socket.socket(fileno=args.fd)
+    asyncio.run(_serve(sock, args.credentials and tuple(args.credentials), _tracing(args)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -39,9 +40,22 @@ def _limit_bytes(path: str) -> int:
     return MAX_JSON_BYTES if path == _TEXT_ONLY_PATH else MAX_UPLOAD_BYTES
 
 
+def _telemetry(front: Front) -> TelemetryConfig:
+    """Spans of requests that may make a job, if anybody wants them; nothing else."""
+    return {
+        "tracing": front.tracing.provider is not None,
+        "tracer_provider": front.tracing.provider,
+        "exclude": lambda scope: scope.get("method") not in ("POST", "PUT"),
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+    }
+
+
 def create_app(front: Front) -> ASGIApp:
     """The ASGI application. The front is started and stopped by whoever made it."""
-    app = FastAPI(title="Safelight", version=__version__, openapi_url=None)
+    app = FastAPI(title="Safelight", version=__version__, openapi_url=None, telemetry=_telemetry(front))
     routers = [api.routes(front) for api in APIS]
     for router in routers:
         app.include_router(router)

@@ -7,10 +7,11 @@ import time
 
 from safelight.errors import InternalError, WorkerCrashed
 from safelight.jobs import Job
-from safelight.protocol import Cancelled, Drawn, Failed, JobOutcome, JobProgress, Preview, StepDone
+from safelight.protocol import Cancelled, Drawn, Failed, Generate, JobOutcome, JobProgress, Preview, StepDone
 from safelight.server.ledger import JobLedger
 from safelight.server.metrics import Metrics
 from safelight.server.worker import Worker
+from safelight.tracing import NOT_TRACED, TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,16 @@ class Attempt:
     worker, however many jobs it has at once.
     """
 
-    def __init__(self, job: Job, worker: Worker, ledger: JobLedger, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        job: Job,
+        worker: Worker,
+        ledger: JobLedger,
+        metrics: Metrics,
+        trace_context: TraceContext = NOT_TRACED,
+    ) -> None:
         self.device_s = 0.0
+        self._trace_context = trace_context
         self._job = job
         self._worker = worker
         self._ledger = ledger
@@ -38,7 +47,9 @@ class Attempt:
             if job.is_cancel_requested or not worker.holds(job):  # since it left the queue
                 return Cancelled(job.id, job.attempt)
             self._charged_s = time.monotonic()
-            return await worker.run(job, files, self._on_progress)
+            names = job.request.request_id, dict(self._trace_context)
+            order = Generate(job.id, job.attempt, job.params, *names, *files)
+            return await worker.run(job, order, self._on_progress)
         except WorkerCrashed as error:
             return error
         except Exception:

@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 
 from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
 from safelight.jobs import Job, JobError, JobRequest, JobStatus
+from safelight.logs import about
 from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.attempt import Attempt
 from safelight.server.changes import Changes
 from safelight.server.database import IdempotencyKey
+from safelight.server.job_spans import JobSpans
 from safelight.server.ledger import JobLedger
 from safelight.server.metrics import Metrics
 from safelight.server.pace import Pace
 from safelight.server.worker import Worker, load_failure
+from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +36,21 @@ _HAND_BACK_S = 0.5
 class Dispatcher:
     """Between the routes and the workers. One ``serve`` task, one ``watch`` task, and one task per running job."""
 
-    def __init__(self, ledger: JobLedger, workers: Sequence[Worker], changes: Changes, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        ledger: JobLedger,
+        workers: Sequence[Worker],
+        changes: Changes,
+        metrics: Metrics,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         self._ledger = ledger
         self._queue = ledger.queue
         self._workers = workers
         self._changes = changes
         self._metrics = metrics
         self._pace = Pace()
+        self._spans = JobSpans(tracing)
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -155,7 +166,8 @@ class Dispatcher:
             if not is_claimed:
                 worker.release(job)
         if is_claimed:
-            self._let_run(self._run(job, worker), f"run {job.id}")
+            with about(**job.ids, worker_id=worker.id):
+                self._let_run(self._run(job, worker), f"run {job.id}")
 
     async def watch(self) -> None:
         """Tells those who wait once no worker will ever be ready by itself. Their jobs are kept."""
@@ -170,12 +182,14 @@ class Dispatcher:
                 self._ledger.interrupt(job, error or _kept(job))
 
     async def _run(self, job: Job, worker: Worker) -> None:
-        attempt = Attempt(job, worker, self._ledger, self._metrics)
+        span = self._spans.begin(job, worker)
+        attempt = Attempt(job, worker, self._ledger, self._metrics, span.context)
         try:
             outcome = await attempt.run()
         finally:
             worker.release(job)
-        await self._settle(job, outcome)
+        with self._spans.ending(job, span, outcome):
+            await self._settle(job, outcome)
         if isinstance(outcome, Succeeded):
             self._pace.measured(job.params.work, attempt.device_s)
 

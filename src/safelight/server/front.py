@@ -16,6 +16,7 @@ from safelight import __version__
 from safelight.config import Config
 from safelight.errors import LoadError, ModelNotFound, Unavailable
 from safelight.jobs import Job, JobStatus
+from safelight.logs import about
 from safelight.model_card import ModelCard
 from safelight.server.changes import Changes
 from safelight.server.devices import resolve_devices
@@ -34,6 +35,7 @@ from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
+from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,16 @@ _DEFECT_PAUSE_S = 1.0
 class Front:
     """Made on a running loop; ``start`` returns at once, the workers load behind it. The store is its maker's."""
 
-    def __init__(self, config: Config, store: JobStore, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         self.config = config
         self.store = store
+        self.tracing = tracing
         self.changes = Changes()
         self.metrics = Metrics(self._gauges)
         self.model = ServedModel(config.model, has_aliases=config.model_aliases != "off")
@@ -55,7 +64,7 @@ class Front:
         ]
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
-        self.dispatcher = Dispatcher(self.ledger, self.workers, self.changes, self.metrics)
+        self.dispatcher = Dispatcher(self.ledger, self.workers, self.changes, self.metrics, tracing)
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
@@ -76,7 +85,8 @@ class Front:
         with contextlib.suppress(LoadError):  # the workers will say so
             await self.model.refresh()
         for worker in self.workers:
-            self._start(worker.keep, f"keep worker {worker.id}")
+            with about(worker_id=worker.id):
+                self._start(worker.keep, f"keep worker {worker.id}")
         self._start(self._serve, "serve")
 
     async def _serve(self) -> None:

@@ -156,14 +156,15 @@ class JobLedger:
         """The last move. A full disk or a held lock may delay it, but not undo it."""
         if not await self._until_stored(lambda: self._store.finish(job, status, outcome)):
             return self._discard(job)
-        log.info("%s of %s %s after %d steps", job.id, job.request.request_id, status, job.step)
+        log.info("%s of %s %s after %d steps", job.id, job.request.request_id, status, job.step, extra=job.ids)
         del self._jobs[job.id]
         self._metrics.ended(job)
         self._ends.ended(job)
         self.announce(job)
 
     def _discard(self, job: Job) -> None:
-        log.error("%s: what attempt %d came to is not current any more and was discarded", job.id, job.attempt)
+        sentence = "%s: what attempt %d came to is not current any more and was discarded"
+        log.error(sentence, job.id, job.attempt, extra=job.ids)
         self._metrics.fenced.inc()
         self.announce(job)
 

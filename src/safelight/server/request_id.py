@@ -8,6 +8,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from safelight.logs import about
+
 _HEADER = "x-request-id"
 _ADDED = "safelight.headers"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -32,7 +34,8 @@ class RequestId:
                 headers.update({_HEADER: request_id} | scope.get(_ADDED, {}))
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with about(request_id=request_id):
+            await self._app(scope, receive, send_with_id)
 
 
 def add_headers(scope: Scope, headers: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from safelight import faults
+from safelight import __version__, faults, logs
 from safelight.config import Config
 from safelight.errors import ConfigError
 from safelight.server.admission import is_loopback
@@ -23,11 +23,13 @@ from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front, again_after_defects
 from safelight.server.listener import listen, url_of
 from safelight.server.store import JobStore
+from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
 
 _FLUSH_ANSWERS_S = 1
 _ACCEPTED_AT_ONCE = 64
+_LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Server(uvicorn.Server):
@@ -48,15 +50,15 @@ def serve(config: Config, sock: socket.socket) -> int:
     """Answers on the listening ``sock`` until a signal; returns the exit code. Raises ``ConfigError`` at once."""
     _refuse_to_be_open(config, sock)
     _check_credentials(config)
+    tracing = _tracing(config)
     _make_data_dir(config)
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        handlers=[CurrentStderr()],
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    logs.configure(config.log_level, config.log_format, _LOG_LINE, CurrentStderr())
     _arm_faults(config, sock)
-    with contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store:
-        return asyncio.run(_serve(config, sock, store))
+    with (
+        contextlib.closing(tracing),
+        contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store,
+    ):
+        return asyncio.run(_serve(config, sock, store, tracing))
 
 
 def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
@@ -80,6 +82,19 @@ def _check_credentials(config: Config) -> None:
         raise ConfigError("signing pictures needs the package c2pa-python: pip install 'safelight[c2pa]'")
 
 
+def _tracing(config: Config) -> Tracing:
+    if not config.otlp_endpoint:
+        return NO_TRACING
+    try:
+        from safelight.otlp import OtlpTracing
+    except ImportError:
+        raise ConfigError(
+            f"--otlp-endpoint={config.otlp_endpoint!r} needs OpenTelemetry: pip install 'safelight[otel]'",
+            param="otlp_endpoint",
+        ) from None
+    return OtlpTracing(config.otlp_endpoint, {"service.version": __version__})
+
+
 def _arm_faults(config: Config, sock: socket.socket) -> None:
     if config.faults and not is_loopback(sock.getsockname()[0]):
         raise ConfigError(f"--faults={config.faults!r} is for tests: only on a loopback address", param="faults")
@@ -95,8 +110,8 @@ def _make_data_dir(config: Config) -> None:
         raise ConfigError(f"--data-dir={str(config.data_dir)!r} is not writable")
 
 
-async def _serve(config: Config, sock: socket.socket, store: JobStore) -> int:
-    front = Front(config, store)
+async def _serve(config: Config, sock: socket.socket, store: JobStore, tracing: Tracing = NO_TRACING) -> int:
+    front = Front(config, store, tracing=tracing)
     limits = ConnectionLimits(
         config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s
     )

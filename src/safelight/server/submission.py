@@ -13,6 +13,7 @@ from safelight.params import GenerationParams
 from safelight.server.callers import owner_of, priority_of
 from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
+from safelight.server.job_spans import asked_for
 from safelight.server.request_id import add_headers, request_id_of
 from safelight.server.uploads import Upload
 
@@ -35,6 +36,7 @@ async def submit(
     Raises ``RateLimited``, and as ``Dispatcher.submit``.
     """
     owner = owner_of(request)
+    span = front.tracing.request_span()
     made = JobRequest(
         params=params,
         request_id=request_id_of(request.scope),
@@ -44,6 +46,7 @@ async def submit(
         input=asked or {},
         client_id=client_id,
         webhook=webhook,
+        trace_context=dict(span.context),
     )
     try:
         front.rate_limit.take(owner, params.work)
@@ -54,7 +57,10 @@ async def submit(
             raise
     finally:
         add_headers(request.scope, front.rate_limit.headers(owner))
+    span.note(
+        {"safelight.job.id": job.id, "safelight.request.id": made.request_id, **asked_for(params, front.model.name)}
+    )
     if front.config.log_prompts:
-        log.info("%s: %r", job.id, params.prompt)
+        log.info("%s: %r", job.id, params.prompt, extra=job.ids)
     front.webhooks.accompany(job)
     return job

@@ -134,7 +134,7 @@ class Webhooks:
             self._metrics.webhooks.labels("delivered").inc()
             return await self._store.webhook_done(job)
         if status == _GONE or tries >= len(_RETRY_S):
-            log.warning("the webhook of %s is given up after %d tries", job.id, tries + 1)
+            log.warning("the webhook of %s is given up after %d tries", job.id, tries + 1, extra=job.ids)
             self._metrics.webhooks.labels("given_up").inc()
             return await self._store.webhook_done(job)
         self._metrics.webhooks.labels("failed").inc()
@@ -147,7 +147,7 @@ class Webhooks:
         try:
             return await self._outbound.post(webhook.url, body, headers)
         except (OSError, PrivateAddress, httpx.HTTPError, httpx.InvalidURL) as error:
-            log.warning("the webhook of %s could not be told: %s", job.id, type(error).__name__)
+            log.warning("the webhook of %s could not be told: %s", job.id, type(error).__name__, extra=job.ids)
             return 0
 
     async def stop(self) -> None:

@@ -136,7 +136,10 @@ class Worker:
         await self._model.refresh()
         self._card = self._model.card
         load = await asyncio.to_thread(load_message, self._config, self.device)
-        process = await WorkerProcess.spawn(self.device.environment, process_options(self._config), self._command)
+        relay_as = self.id if self._config.log_format == "json" else None
+        process = await WorkerProcess.spawn(
+            self.device.environment, process_options(self._config, self.id), self._command, relay_as
+        )
         log.info("worker %d started on %s, pid %d", self.id, self.device.name, process.pid)
         self._process = process
         watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.id}")
@@ -299,7 +302,7 @@ class Worker:
         else:
             self._changes.announce()
 
-    async def run(self, job: Job, source_files: Sequence[bytes], on_progress: OnProgress) -> JobOutcome:
+    async def run(self, job: Job, order: Generate, on_progress: OnProgress) -> JobOutcome:
         """Runs a job that has a place to its outcome.
 
         Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed.
@@ -308,7 +311,7 @@ class Worker:
         running = self._jobs.begin(job, on_progress)
         self._watchdog.begin(job.id, job.params)
         try:
-            self._process.send(Generate(job.id, job.attempt, job.params, *source_files))
+            self._process.send(order)
             return await running.outcome
         finally:
             self._watchdog.end(job.id)

@@ -8,9 +8,11 @@ from safelight.server.data_directory import compile_cache
 from safelight.server.devices import Device
 
 
-def process_options(config: Config) -> list[str]:
+def process_options(config: Config, worker_id: int) -> list[str]:
     """The end of its command line."""
-    options = [f"--log-level={config.log_level}"]
+    options = [f"--log-level={config.log_level}", f"--log-format={config.log_format}", f"--worker-id={worker_id}"]
+    if config.otlp_endpoint:
+        options.append(f"--otlp-endpoint={config.otlp_endpoint}")
     if config.faults:
         options += [f"--faults={config.faults}", f"--faults-dir={config.data_dir / 'faults'}"]
     if config.c2pa_certificate and config.c2pa_private_key:

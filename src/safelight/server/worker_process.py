@@ -12,25 +12,40 @@ from collections.abc import Mapping, Sequence
 
 from safelight.config import ENV_PREFIX
 from safelight.protocol import Channel, Message, Shutdown, WorkerMessage
+from safelight.server.worker_log import MAX_LINE_BYTES, relay
 
 WORKER_COMMAND = (sys.executable, "-m", "safelight.engine.worker")
 
 _EXIT_GRACE_S = 2.0
 _DUMP_S = 0.3
+_LAST_LINES_S = 0.5
 
 
 class WorkerProcess:
     """Made by ``spawn``; one socketpair each, so nothing that a dead generation left behind reaches the next."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel[WorkerMessage]) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        channel: Channel[WorkerMessage],
+        log_relay: asyncio.Task[None] | None = None,
+    ) -> None:
         self._process = process
         self._channel = channel
+        self._log_relay = log_relay
 
     @classmethod
     async def spawn(
-        cls, environment: Mapping[str, str], options: Sequence[str] = (), command: Sequence[str] = WORKER_COMMAND
+        cls,
+        environment: Mapping[str, str],
+        options: Sequence[str] = (),
+        command: Sequence[str] = WORKER_COMMAND,
+        relay_as: int | None = None,
     ) -> WorkerProcess:
-        """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread."""
+        """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread.
+
+        Its stderr is ours, or, for a JSON log, is relayed as that of worker ``relay_as``.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             # First: once there is a child, nothing may be awaited here, or a cancellation would lose it.
@@ -42,6 +57,8 @@ class WorkerProcess:
                     f"--parent-pid={os.getpid()}",
                     *options,
                     stdin=asyncio.subprocess.DEVNULL,
+                    stderr=None if relay_as is None else asyncio.subprocess.PIPE,
+                    limit=MAX_LINE_BYTES,
                     pass_fds=(theirs.fileno(),),
                     env=_without_secrets(os.environ) | dict(environment),
                     # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
@@ -50,7 +67,9 @@ class WorkerProcess:
             except BaseException:
                 channel.close()
                 raise
-        return cls(process, channel)
+        if relay_as is None or process.stderr is None:
+            return cls(process, channel)
+        return cls(process, channel, asyncio.create_task(relay(process.stderr, relay_as), name="relay a worker's log"))
 
     @property
     def pid(self) -> int:
@@ -90,8 +109,13 @@ class WorkerProcess:
                 pass
         self.kill()
         try:
-            return await self._process.wait()
+            exit_code = await self._process.wait()
+            if self._log_relay is not None:  # a process that it left behind may keep it open
+                await asyncio.wait({self._log_relay}, timeout=_LAST_LINES_S)
+            return exit_code
         finally:
+            if self._log_relay is not None:
+                self._log_relay.cancel()
             self._channel.close()
 
 
