@@ -31,7 +31,7 @@ class CurrentStderr(logging.Handler):
 async def show_progress(front: Front, url: str) -> None:
     """Runs for as long as the server does."""
     log.info("listening on %s", url)
-    if not is_capable(sys.stderr):
+    if not is_capable(sys.stderr) or front.config.log_format == "json":
         return await _show_lines(front)
     look = look_of(sys.stderr)
     try:
@@ -50,7 +50,7 @@ async def _show_lines(front: Front) -> None:
             state = (progress.phase, progress.component, progress.components_done)
             if not worker.load.is_finished and last.get(worker.id) != state:
                 last[worker.id] = state
-                log.info("worker %d: %s", worker.id, _line(worker))
+                log.info("worker %d: %s", worker.id, _line(worker), extra={"worker_id": worker.id})
         await front.changes.wait()
 
 
