@@ -41,7 +41,6 @@ class ServerProcess:
         self._reader.start()
         try:
             self.url = self.wait_for_line(r"listening on ([^\s\"]+)")[1]
-            self.http = open_client(self.url)
         except BaseException:
             self.__exit__(None, None, None)
             raise
