@@ -18,6 +18,8 @@ from typing import Any, Self
 import httpx2 as httpx
 import psutil
 
+from tests.plain_http import open_client
+
 ROOT = Path(__file__).parents[1]
 READY_TIMEOUT_S = 90.0
 
@@ -40,7 +42,8 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.url = self.wait_for_line(r"listening on ([^\s\"]+)")[1]
+            self.url = self.wait_for_line(r"listening on (\S+)")[1]
+            self.http = open_client(self.url)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -73,10 +76,10 @@ class ServerProcess:
         raise AssertionError(f"the server ended without a line like {pattern!r}:\n" + "\n".join(self.lines))
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30)
+        return self.http.get(path)
 
     def post(self, path: str, body: Any = None) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120)
+        return self.http.post(path, json=body)
 
     def generate(self, prompt: str = "a red circle on a blue background", **members: Any) -> httpx.Response:
         return self.post("/v1/images/generations", {"prompt": prompt, **members})

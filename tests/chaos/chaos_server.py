@@ -89,8 +89,8 @@ class ChaosServer(ServerProcess):
         body = {"input": {"prompt": "chaos", "seed": 1, "num_inference_steps": steps} | members}
         headers = {"x-key": key} if key else {}
         if name is not None:
-            return httpx.put(f"{self.url}/v1/predictions/{name}", json=body, headers=headers, timeout=TIMEOUT_S)
-        return httpx.post(f"{self.url}/v1/predictions", json=body, headers=headers, timeout=TIMEOUT_S)
+            return self.http.put(f"/v1/predictions/{name}", json=body, headers=headers)
+        return self.http.post("/v1/predictions", json=body, headers=headers)
 
     def prediction(self, name: str) -> dict[str, Any]:
         shown: dict[str, Any] = self.get(f"/v1/predictions/{name}").json()
@@ -240,6 +240,8 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
     except (OSError, http.client.HTTPException):
         errors += 1; connection = None
     seconds.append(time.monotonic() - start)
+    if len(seconds) == 1:
+        print(flush=True)
 print(json.dumps([seconds, errors]))
 """
 
@@ -252,7 +254,8 @@ print(json.dumps([seconds, errors]))
         self.errors = 0
 
     def __enter__(self) -> LivenessProbe:
-        time.sleep(0.1)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # after the first answer
         return self
 
     def __exit__(self, *_: object) -> None:

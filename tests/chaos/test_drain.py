@@ -56,9 +56,7 @@ def test_a_running_job_is_finished_a_waiting_one_kept_and_new_ones_refused(start
     server = start(step_s=0.05)
     answers: list[httpx.Response] = []
     body = {"prompt": "chaos", "seed": 1, "steps": 20}
-    asking = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=30))
-    )
+    asking = threading.Thread(target=lambda: answers.append(server.post("/v1/images/generations", body)))
     asking.start()
     server.wait_until(lambda status: (status["workers"][0]["job"] or {"step": 0})["step"] >= 1)
     waiting = server.submit(steps=5)["id"]
@@ -84,9 +82,7 @@ def test_a_job_longer_than_the_grace_period_waits_for_the_next_server(start: Sta
     server = start("--grace-period-s", "0.5", step_s=0.05)
     answers: list[httpx.Response] = []
     body = {"prompt": "chaos", "seed": 1, "steps": 100}
-    asking = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=30))
-    )
+    asking = threading.Thread(target=lambda: answers.append(server.post("/v1/images/generations", body)))
     asking.start()
     server.wait_until(lambda status: (status["workers"][0]["job"] or {"step": 0})["step"] >= 1)
     name = server.status()["workers"][0]["job"]["id"]

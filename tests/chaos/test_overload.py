@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import operator
 import random
 import resource
 import socket
@@ -11,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -77,7 +79,7 @@ def test_too_few_files_are_no_disaster(start: Start) -> None:
 
 def _answers(server: ChaosServer) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{server.url}/livez", timeout=2).status_code == 200
+        return server.http.get("/livez", timeout=2).status_code == 200
     return False
 
 
@@ -119,8 +121,8 @@ def test_slow_readers_cost_little_and_are_cut_off(start: Start) -> None:
     )
     body = b'{"prompt": "chaos", "size": "2048x2048", "n": 10, "steps": 1, "output_format": "png"}'
     request = head + b"content-length: %d\r\n\r\n" % len(body) + body
-    whole = httpx.post(
-        f"{server.url}/v1/images/generations",
+    whole = server.http.post(
+        "/v1/images/generations",
         content=body,
         headers={"idempotency-key": "big", "content-type": "application/json"},
         timeout=60,
@@ -149,7 +151,9 @@ def test_a_full_queue_refuses_quickly_and_does_what_it_took(start: Start) -> Non
     memory = _rss_bytes(server)
     with LivenessProbe(server.url) as probe:
         answers = at_once(200, lambda number: server.try_submit(seed=number))
-    probe.assert_calm(p99_s=0.15)
+        for _ in range(3):
+            assert 429 in at_once(200, lambda number: server.try_submit().status_code)
+    probe.assert_calm(p99_s=0.4, max_s=0.5)
     taken = [answer.json()["id"] for answer in answers if answer.status_code == 201]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert len(taken) + len(refused) == 200
@@ -176,16 +180,19 @@ def test_more_work_than_may_wait_is_refused(start: Start) -> None:
 def test_a_flood_of_one_key_does_not_keep_another_waiting(start: Start) -> None:
     """R39: at most two jobs later."""
     server = start(step_s=0.02)
-    for number in range(30):
-        server.submit(key="flood", seed=number)
-    asked_s = time.monotonic()
-    name = server.submit(key="single")["id"]
-    headers = {"x-key": "single"}
-    server.poll(
-        lambda: httpx.get(f"{server.url}/v1/predictions/{name}", headers=headers).json()["status"] == "succeeded"
-    )
-    assert time.monotonic() - asked_s < 3 * 4 * 0.02 + 0.5
-    assert server.status()["queue"]["waiting"] > 15
+    flood = [server.submit(key="flood", seed=number)["id"] for number in range(30)]
+    single = server.submit(key="single")["id"]
+
+    def ended(name: str, key: str) -> dict[str, Any]:
+        headers, shown = {"x-key": key}, {"status": ""}
+        while shown["status"] != "succeeded":
+            shown = server.http.get(f"/v1/predictions/{name}", headers=headers).json()
+        return shown
+
+    asked, done = operator.itemgetter("created_at", "completed_at")(ended(single, "single"))
+    others = [ended(name, "flood")["completed_at"] for name in flood]
+    assert sum(asked < other < done for other in others) <= 3  # one is drawn, one runs, one has its turn
+    assert sum(other > done for other in others) > 15
 
 
 # --- clients that leave -------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_txt2img_as_open_webui_asks(server: ServerProcess) -> None:
 
 def test_a_prediction_from_start_to_picture(server: ServerProcess) -> None:
     body = {"input": {"prompt": PROMPT, "seed": 1, "num_inference_steps": 6, "output_format": "webp"}}
-    made = httpx.post(f"{server.url}/v1/predictions", json=body, headers={"prefer": "wait"}, timeout=60).json()
-    picture = httpx.get(made["output"][0], timeout=60)
+    made = server.http.post("/v1/predictions", json=body, headers={"prefer": "wait"}).json()
+    picture = server.http.get(made["output"][0])
     assert picture.headers["content-type"] == "image/webp"
     assert _is_red_circle(Image.open(io.BytesIO(picture.content)))

@@ -6,7 +6,6 @@ import base64
 import io
 from typing import Any
 
-import httpx2 as httpx
 import openai
 import pytest
 from PIL import Image
@@ -63,7 +62,7 @@ def test_output_formats(server: ServerProcess, output_format: str, name: str) ->
 
 def test_accept_image_gives_the_picture_itself(server: ServerProcess) -> None:
     body: dict[str, Any] = {"prompt": "a red circle", "seed": 5, "steps": 1}
-    answer = httpx.post(f"{server.url}/v1/images/generations", json=body, headers={"accept": "image/png"}, timeout=30)
+    answer = server.http.post("/v1/images/generations", json=body, headers={"accept": "image/png"})
     assert (answer.headers["content-type"], answer.headers["x-seed"]) == ("image/png", "5")
     assert base64.b64encode(answer.content).decode() == server.generate(**body).json()["data"][0]["b64_json"]
 

@@ -77,7 +77,7 @@ def test_an_image_that_outlasts_the_grace_period_is_cancelled(tmp_path: Path) ->
 def test_an_open_status_stream_does_not_hold_up_the_exit(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         server.wait_until_ready()
-        with httpx.stream("GET", f"{server.url}/v1/status/stream", timeout=60) as events:
+        with server.http.stream("GET", "/v1/status/stream") as events:
             lines = events.iter_lines()
             next(lines)
             start_s = time.monotonic()

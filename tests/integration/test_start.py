@@ -37,7 +37,7 @@ def test_health_answers_and_readiness_tells_progress_while_the_model_loads(
 def test_every_phase_and_byte_of_a_load_is_seen_in_the_stream(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--model", str(tiny_checkpoint)) as server:
         seen = []
-        with httpx.stream("GET", f"{server.url}/v1/status/stream", timeout=60) as events:
+        with server.http.stream("GET", "/v1/status/stream") as events:
             assert events.headers["content-type"].startswith("text/event-stream")
             for line in events.iter_lines():
                 if line.startswith("data: "):

@@ -19,6 +19,7 @@ from safelight.server.changes import Changes
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
 from safelight.server.store import JobStore
+from tests.plain_http import open_async_client
 from tests.unit.fake_checkpoint import write_checkpoint
 from tests.unit.fake_worker import worker_command
 
@@ -121,7 +122,7 @@ async def serving(front: Front) -> AsyncIterator[httpx.AsyncClient]:
     server = _Server(config)
     http = asyncio.create_task(server.serve(sockets=[sock]))
     try:
-        async with httpx.AsyncClient(base_url=url_of(sock), timeout=TIMEOUT_S, trust_env=False) as client:
+        async with open_async_client(url_of(sock), TIMEOUT_S) as client:
             yield client
     finally:
         server.should_exit = True

@@ -24,7 +24,6 @@ from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
 from safelight.server.serve import serve
 from safelight.server.store import JobStore
-from safelight.tracing import Tracing
 from tests.plain_http import open_async_client
 from tests.unit.fake_worker import worker_command
 from tests.unit.running_front import TIMEOUT_S, until
@@ -42,8 +41,8 @@ class Served:
         self.sock = bind("127.0.0.1", 0)
         self.url = url_of(self.sock)
 
-        def make(config: Config, store: JobStore, tracing: Tracing) -> Front:
-            self.front = Front(config, store, worker_command(behaviour, folder / "marker"), tracing)
+        def make(config: Config, store: JobStore) -> Front:
+            self.front = Front(config, store, worker_command(behaviour, folder / "marker"))
             self.made.set()
             return self.front
 
@@ -99,7 +98,7 @@ async def test_after_the_signal_probes_are_answered_and_the_running_image_is_fin
 ) -> None:
     served = Served(tmp_path, checkpoint_dir, "has_slow_steps", monkeypatch)
     front = await served.until("ready")
-    async with httpx.AsyncClient(base_url=served.url, timeout=TIMEOUT_S, trust_env=False) as client:
+    async with open_async_client(served.url, TIMEOUT_S) as client:
         image = asyncio.create_task(client.post("/v1/images/generations", json={"prompt": "a", "steps": 10}))
         await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
         ending = asyncio.create_task(served.end(signal.SIGTERM))
@@ -117,7 +116,7 @@ async def test_a_second_signal_does_not_wait_for_the_grace_period(
 ) -> None:
     served = Served(tmp_path, checkpoint_dir, "never_finishes_a_step", monkeypatch)
     front = await served.until("ready")
-    async with httpx.AsyncClient(base_url=served.url, timeout=TIMEOUT_S, trust_env=False) as client:
+    async with open_async_client(served.url, TIMEOUT_S) as client:
         image = asyncio.create_task(client.post("/v1/images/generations", json={"prompt": "a"}))
         await until(front.changes, lambda: front.ledger.count(JobStatus.RUNNING) == 1)
         ending = asyncio.create_task(served.end(signal.SIGTERM))
@@ -134,7 +133,7 @@ async def test_an_open_status_stream_does_not_hold_up_the_end(
     served = Served(tmp_path, checkpoint_dir, "is_ready", monkeypatch)
     await served.until("ready")
     async with (
-        httpx.AsyncClient(base_url=served.url, timeout=TIMEOUT_S, trust_env=False) as client,
+        open_async_client(served.url, TIMEOUT_S) as client,
         client.stream("GET", "/v1/status/stream") as answer,
     ):
         lines = answer.aiter_lines()
