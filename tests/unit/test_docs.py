@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from fastapi.routing import APIRoute
 
 from safelight import __version__
 from safelight.cli import build_parser
 from safelight.config import Config, load_config, settings
+from safelight.errors import ConfigError, PortInUse, SafelightError, StoreError
+from safelight.model_card import ModelCard
 from safelight.server import bfl, edits, images, prediction_request
 from safelight.server.app import APIS
 from safelight.server.metrics import GAUGES, Metrics
 from scripts.configuration_reference import written
+from tests.documented_commands import blocks, shown_commands
 from tests.unit.running_front import make_front
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +64,43 @@ def test_the_file_with_every_setting_changes_nothing(tmp_path: Path) -> None:
     file.write_text(text)
     assert load_config({}, {}, file) == Config()
     assert re.findall(r"^(?:# )?(\w+) =", text, re.MULTILINE) == [setting.name for setting in settings()]
+
+
+def test_every_error_has_a_remedy() -> None:
+    page = _page("docs/troubleshoot.md")
+    kinds = {kind.code: kind for kind in _errors(SafelightError)}
+    rows = {cells[0]: cells for cells in re.findall(r"^\| `(\w+)` \|(.*)\| (\S.*\S) \|$", page, re.MULTILINE)}
+    assert set(rows) == set(kinds) - {"safelight_error", "protocol_error", "invalid_transition"}
+    for code, kind in kinds.items():
+        if code in rows and not issubclass(kind, ConfigError | PortInUse | StoreError):
+            assert rows[code][1].split("|")[0].strip() == str(kind.status), code
+        assert f"`{code}`" in page, code
+
+
+def _errors(kind: type[SafelightError]) -> Iterator[type[SafelightError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _errors(child)
+
+
+def test_commands_that_are_only_shown_exist() -> None:
+    shown = [command for page in PAGES for command in shown_commands(page)]
+    assert len(shown) >= 8
+    for command in shown:
+        program, *arguments = shlex.split(command)
+        if program == "safelight":
+            args = build_parser().parse_args(arguments)
+            flags = {setting.name: getattr(args, setting.name, None) for setting in settings()}
+            load_config(flags, {})
+        for name in arguments:
+            assert not name.startswith("deploy/") or (ROOT / name).is_file(), command
+
+
+def test_the_model_card_that_is_shown_is_one() -> None:
+    (block,) = blocks(ROOT / "docs" / "serve-your-checkpoint.md", "json")
+    members = json.loads(block.code)
+    assert set(members) <= set(ModelCard.__struct_fields__)
+    assert msgspec.json.decode(block.code, type=ModelCard).id == members["id"]
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:
@@ -109,7 +152,7 @@ def test_every_member_of_a_request_is_documented() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    page = _page("docs/configuration.md")
+    page = _page("docs/configuration.md") + "".join(path.read_text() for path in ROOT.glob("docs/cli.md"))
     commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     for name, parser in commands.choices.items():
         assert f"safelight {name}" in page + _page("README.md"), name
