@@ -95,6 +95,12 @@ class Collector:
                 self._came.wait(left_s)
             return sorted(self.spans, key=lambda span: span.begin_ns)
 
+    def forget(self) -> None:
+        """What came so far; what a worker still sends of it comes anyhow."""
+        with self._came:
+            self.spans.clear()
+            self.bodies.clear()
+
     def wait_for_names(self, *names: str) -> list[ReceivedSpan]:
         """All spans, once there is one at least of each of these names."""
         return self.wait_for(lambda spans: set(names) <= {span.name for span in spans})

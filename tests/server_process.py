@@ -42,7 +42,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.url = self.wait_for_line(r"listening on (\S+)")[1]
+            self.url = self.wait_for_line(r"listening on ([^\s\"]+)")[1]
             self.http = open_client(self.url)
         except BaseException:
             self.__exit__(None, None, None)

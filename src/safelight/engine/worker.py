@@ -64,7 +64,7 @@ from safelight.protocol import (
 )
 from safelight.tracing import NO_TRACING, Tracing
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("safelight.engine.worker")  # as a program, this module is __main__
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LINE = "%(asctime)s %(levelname)s worker[%(process)d] %(message)s"

@@ -25,6 +25,7 @@ async def relay(stream: asyncio.StreamReader, worker_id: int) -> None:
         if not line:
             return
         if line.startswith(_OURS):
-            logging.getLogger().handle(logging.makeLogRecord({RAW: line.decode().rstrip("\n")}))
+            raw = {"levelno": logging.INFO, RAW: line.decode().rstrip("\n")}
+            logging.getLogger().handle(logging.makeLogRecord(raw))
         elif text := line.decode(errors="replace").rstrip():
             log.warning("%s", text, extra={"worker_id": worker_id})
