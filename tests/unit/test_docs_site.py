@@ -46,7 +46,7 @@ def test_every_page_of_the_docs_is_in_the_site(site: Path) -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs").as_posix()
-        assert f"- {name}\n" in navigation, name
+        assert re.search(rf"^ +- (\w+: )?{re.escape(name)}$", navigation, re.MULTILINE), name
         assert (site / name).with_suffix(".html").is_file(), name
 
 
