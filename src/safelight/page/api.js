@@ -46,7 +46,7 @@ export class Api {
           ...this.key.headers,
           ...headers,
         },
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: body === undefined ? undefined : JSON.stringify(body, exactSeed),
       });
       if (response.ok) return response;
       const error = await serverError(response);
@@ -59,7 +59,7 @@ export class Api {
   /** @returns {Promise<any>} the body, null if there is none; throws as `fetch` */
   async json(path, options) {
     const response = await this.fetch(path, options);
-    return response.status === 204 ? null : response.json();
+    return response.status === 204 ? null : JSON.parse(await response.text(), seedAsWritten);
   }
 
   /** @returns {Promise<Blob>} */
@@ -85,4 +85,13 @@ async function serverError(response) {
   } catch {
     return new ServerError(`The server answered ${response.status}.`, response.status, { retryAfterS });
   }
+}
+
+/** Seeds go up to 2^63, numbers here up to 2^53: larger ones are kept as their digits, both ways. */
+function seedAsWritten(name, value, context) {
+  return name === "seed" && !Number.isSafeInteger(value) ? (context?.source ?? value) : value;
+}
+
+function exactSeed(name, value) {
+  return name === "seed" && typeof value === "string" && JSON.rawJSON ? JSON.rawJSON(value) : value;
 }

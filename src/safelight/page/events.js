@@ -28,9 +28,9 @@ export async function followEvents(api, path, { onEvent, onConnected = () => {},
       const headers = { accept: "text/event-stream", ...(lastId ? { "last-event-id": lastId } : {}) };
       const response = await api.fetch(path, { headers, signal: breaker.signal });
       onConnected(true);
-      pauseMs = FIRST_PAUSE_MS;
       for await (const event of parseEvents(response.body, () => breaker.rest())) {
         lastId = event.id || lastId;
+        pauseMs = FIRST_PAUSE_MS;
         if (onEvent(event)) return;
       }
     } catch (error) {

@@ -5,7 +5,7 @@ import { Observable } from "./observable.js";
 const NAME = "safelight.key";
 
 export class ApiKey {
-  /** @type {Observable<{sentence: string} | null>} what the dialog shows; null: nothing is asked */
+  /** @type {Observable<{sentence: string, isRefused: boolean} | null>} null: nothing is asked */
   question = new Observable(null);
   #value = read(sessionStorage) ?? read(localStorage);
   #asking = null;
@@ -28,7 +28,7 @@ export class ApiKey {
   async ask(refused, sentence) {
     if (this.#value !== refused) return;
     this.#asking ??= new Promise((resolve) => (this.#answer = resolve));
-    this.question.value ??= { sentence: refused ? "This server does not know that key." : sentence };
+    this.question.value ??= { sentence, isRefused: refused !== null };
     await this.#asking;
   }
 

@@ -1,0 +1,33 @@
+/** Everything that one visit has, made once and handed to the views. */
+
+import { Api } from "./api.js";
+import { Jobs } from "./jobs.js";
+import { ApiKey } from "./key.js";
+import { Observable } from "./observable.js";
+import { Pictures, Previews } from "./pictures.js";
+import { Server } from "./server.js";
+import { Source } from "./source.js";
+
+export class Session {
+  key = new ApiKey();
+  api = new Api(this.key);
+  server = new Server(this.api);
+  pictures = new Pictures();
+  previews = new Previews(this.api);
+  /** What a screen reader is told next. */
+  announcement = new Observable("");
+  jobs = new Jobs(this.api, this.server, this.previews, (sentence) => (this.announcement.value = sentence));
+  source = new Source();
+  /** @type {Observable<import("./settings.js").Settings | null>} null until the model is known */
+  settings = new Observable(null);
+
+  start() {
+    this.jobs.start();
+    this.server.start();
+  }
+
+  /** Changes some of the settings. */
+  set(members) {
+    this.settings.value = { ...this.settings.value, ...members };
+  }
+}

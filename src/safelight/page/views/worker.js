@@ -1,0 +1,78 @@
+/** One worker, as an operator wants to see it. */
+
+import { html } from "../html.js";
+import { useValue } from "../observable.js";
+import { useState } from "../vendor/hooks.js";
+import * as words from "../words.js";
+import { Components, LoadTime } from "./loading.js";
+
+const SERVING = ["ready", "busy"];
+
+export function Worker({ session, worker }) {
+  const isLoading = !SERVING.includes(worker.state);
+  return html`
+    <article class="worker" data-state=${worker.state} aria-label=${`Worker ${worker.id}`} data-testid="worker">
+      <header>
+        <h4>Worker ${worker.id}</h4>
+        <span class="quiet">${worker.device}</span>
+        <span class="state" data-testid="worker-state">${worker.state}</span>
+      </header>
+      ${worker.error && html`<p class="reason">${worker.error}</p>`}
+      ${worker.state === "failed" && html`<${Retry} session=${session} />`}
+      ${isLoading && worker.state !== "failed" && html`
+        <p class="quiet">${words.phase(worker)}<${LoadTime} worker=${worker} /></p>
+        <${Components} worker=${worker} />
+      `}
+      ${worker.jobs.map(
+        (job) => html`
+          <div key=${job.id} class="running">
+            <span class="quiet">${job.request_id}</span>
+            <progress max=${job.total_steps} value=${job.step} aria-label=${`Steps of ${job.request_id}`}></progress>
+            <span class="numbers">${job.step} of ${job.total_steps}</span>
+          </div>
+        `,
+      )}
+      <${Facts} session=${session} worker=${worker} />
+    </article>
+  `;
+}
+
+function Facts({ session, worker }) {
+  const phases = Object.entries(worker.phase_seconds);
+  const weights = worker.components.reduce((sum, component) => sum + component.bytes_total, 0);
+  const warm = Object.entries(worker.warm).map(([size, rows]) => `${size.replace("x", " × ")}, ${rows.join(" or ")} at once`);
+  return html`
+    <dl class="facts">
+      <dt>Restarts</dt><dd>${worker.restarts}</dd>
+      <dt>Weights</dt><dd>${words.bytes(weights)}</dd>
+      <dt>At once</dt><dd>${worker.batch_tokens ? `jobs of up to ${worker.batch_tokens} tokens together` : "one job"}</dd>
+      ${warm.length > 0 && html`<dt>Warm</dt><dd>${warm.join(" · ")}</dd>`}
+      ${phases.length > 0 && html`<dt>Last load</dt><dd><${Phases} phases=${phases} seconds=${worker.seconds} /></dd>`}
+    </dl>
+  `;
+}
+
+/** How the seconds of a load were spent. */
+function Phases({ phases, seconds }) {
+  return html`
+    ${seconds.toFixed(1)} s
+    <span class="phase-bars">
+      ${phases.map(
+        ([name, value]) => html`
+          <span key=${name} class="phase-bar" style=${{ flexGrow: value }} title=${`${name} ${value.toFixed(1)} s`}></span>
+        `,
+      )}
+    </span>
+    <span class="quiet">${phases.map(([name, value]) => `${words.componentName(name)} ${value.toFixed(1)} s`).join(" · ")}</span>
+  `;
+}
+
+function Retry({ session }) {
+  const [refusal, setRefusal] = useState("");
+  const retry = () => session.server.load().catch((error) => setRefusal(error.message));
+  useValue(session.server.status);
+  return html`
+    <button type="button" onClick=${retry}>Try to load again</button>
+    ${refusal && html`<p class="error" role="alert">${refusal}</p>`}
+  `;
+}
