@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -50,4 +49,4 @@ def _international_chunk(keyword: str, value: str) -> bytes:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", isal_zlib.crc32(data, isal_zlib.crc32(kind)))

@@ -1,7 +1,7 @@
 """An engine without a model: coloured noise after as many steps as asked, for tests of everything around an engine.
 
 ``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds, ``STUB_ROWS`` how many rows share a
-step for the time of one. The prompt ``out of memory`` fails.
+step for the time of one, ``STUB_TILES`` how many colours a picture has along each side. The prompt ``out of memory`` fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from safelight.engine.previews import preview_steps
 from safelight.engine.sources import Source
 from safelight.params import GenerationParams
 
-_TILES = 8
 _FAILING_PROMPT = "out of memory"
 
 
@@ -109,7 +108,8 @@ class StubEngine(ModelManager):
 def draw(params: GenerationParams, seed: int) -> Image.Image:
     """The same tiles for the same prompt, seed, size and steps."""
     source = random.Random(f"{params.prompt}|{seed}|{params.width}x{params.height}|{params.num_inference_steps}")  # noqa: S311
-    tiles = Image.frombytes("RGB", (_TILES, _TILES), source.randbytes(3 * _TILES * _TILES))
+    across = int(_number("STUB_TILES", 8))
+    tiles = Image.frombytes("RGB", (across, across), source.randbytes(3 * across * across))
     return tiles.resize((params.width, params.height), Image.Resampling.NEAREST)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
+import pybase64
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -63,7 +63,7 @@ class PictureOrJSONRequest(StrictJSONRequest):
         body = await self.body()
         if not is_picture(body):
             return await super().json()
-        return {"inputs": _DATA_URI + (await asyncio.to_thread(base64.b64encode, body)).decode()}
+        return {"inputs": _DATA_URI + (await asyncio.to_thread(pybase64.b64encode, body)).decode()}
 
 
 class PictureOrJSONRoute(APIRoute):

@@ -5,7 +5,6 @@ read, so that a bad file is the sender's error and nobody else's.
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 import functools
 import re
@@ -13,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+import pybase64
 
 from safelight.errors import InvalidValue, UnsupportedValue
 from safelight.model_card import ModelCard
@@ -96,7 +97,7 @@ def decode_base64(text: str, param: str) -> bytes:
         raise UnsupportedValue(f"{param} is an address: send the picture itself, as a data: URI", param=param)
     found = _DATA_URI.match(text)
     try:
-        return base64.b64decode(text[found.end() if found else 0 :], validate=True)
+        return pybase64.b64decode(text[found.end() if found else 0 :], validate=True)
     except (binascii.Error, ValueError):
         raise InvalidValue(f"{param} is not base64", param=param) from None
 
