@@ -30,7 +30,9 @@ PAGES = sorted(
     path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")) if path.is_file()
 )
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-_CODE_PATH = re.compile(r"`((?:src|docs|tests|benchmarks|training|scripts)/[\w./-]+|[\w/]+\.(?:py|md|json|toml))`")
+_CODE_PATH = re.compile(
+    r"`((?:src|docs|tests|benchmarks|training|scripts|deploy)/[\w./-]+|[\w/]+\.(?:py|md|json|toml))`"
+)
 
 
 def _page(name: str) -> str:
@@ -186,13 +188,21 @@ _ELSEWHERE = {"model_index.json"}
 """Files of a checkpoint, not of this repository."""
 
 
+def test_every_picture_of_the_docs_is_shown() -> None:
+    shown = {target for page in PAGES for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())}
+    names = {Path(target).name for target in shown}
+    for picture in (ROOT / "docs" / "images").iterdir():
+        if picture.suffix in (".png", ".webp"):
+            assert picture.name in names, picture.name
+
+
 def test_the_changelog_knows_this_version() -> None:
     assert f"## [{__version__}]" in _page("CHANGELOG.md")
 
 
 def test_every_make_target_of_the_docs_exists() -> None:
     makefile = _page("Makefile")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     for page in PAGES:
-        for target in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE):
+        for target in re.findall(r"(?:^|`)(?:\$ )?make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert target in targets, f"{page.name}: make {target}"
