@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from safelight import __version__
 from safelight.server import worker as worker_module
 from safelight.server.front import Front
 from safelight.server.metrics import GAUGES
@@ -68,3 +69,54 @@ async def test_the_page_is_prometheus_text_without_prompts_or_ids(tmp_path: Path
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert "marker" not in answer.text and "job_" not in answer.text
         assert {f"safelight_{name}" for name in GAUGES} <= set(scrape(answer.text))
+
+
+async def test_what_has_not_happened_yet_is_zero_so_that_the_first_time_is_an_increase(
+    tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front:
+        page = front.metrics.page().decode()
+    for sample in (
+        'requests_refused_total{reason="queue_full"}',
+        'requests_refused_total{reason="rate_limit_exceeded"}',
+        'worker_restarts_total{reason="died"}',
+        'webhooks_total{result="given_up"}',
+        'connections_closed_total{reason="limit"}',
+    ):
+        assert f"safelight_{sample} 0.0\n" in page, sample
+
+
+async def test_each_worker_is_in_one_state_and_says_what_its_load_took(tmp_path: Path, checkpoint_dir: Path) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir)) as front:
+        states = [_states(front)]
+        await until_ready(front)
+        states.append(_states(front))
+        page = front.metrics.page().decode()
+    assert states == [["starting"], ["ready"]]
+    assert 'safelight_load_seconds{device="cpu",phase="weights",worker="0"} 0.2' in page
+    assert f'safelight_build_info{{model="{checkpoint_dir}",version="{__version__}"}} 1.0' in page
+    assert "\nsafelight_ready 1.0\n" in page and "\nsafelight_workers 1.0\n" in page
+
+
+def _states(front: Front) -> list[str]:
+    return re.findall(r'safelight_worker_state\{.*state="(\w+)".*\} 1.0', front.metrics.page().decode())
+
+
+async def test_the_age_of_the_queue_is_that_of_its_oldest_job(tmp_path: Path, checkpoint_dir: Path) -> None:
+    async with running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir)) as front:
+        assert scrape(front.metrics.page().decode())["safelight_queue_oldest_seconds"] == 0
+        oldest = await submit(front)
+        await submit(front)
+        oldest.created_s -= 100
+        assert 100 <= scrape(front.metrics.page().decode())["safelight_queue_oldest_seconds"] < 110
+
+
+async def test_requests_over_the_rate_limit_count_as_refused(tmp_path: Path, checkpoint_dir: Path) -> None:
+    async with running_front(tmp_path, model=str(checkpoint_dir), rate_limit=1) as front, serving(front) as client:
+        await until_ready(front)
+        body = {"prompt": "a", "num_inference_steps": 50, "n": 4}
+        answers = [await client.post("/v1/images/generations", json=body) for _ in range(4)]
+        refused = [answer.status_code for answer in answers].count(429)
+        assert refused > 0, answers[0].text
+        page = front.metrics.page().decode()
+    assert f'safelight_requests_refused_total{{reason="rate_limit_exceeded"}} {refused}.0' in page

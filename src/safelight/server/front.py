@@ -24,13 +24,13 @@ from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
-from safelight.server.metrics import Metrics
+from safelight.server.metrics import Metrics, Reading
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
 from safelight.server.secret_file import read_or_make_key
 from safelight.server.served_model import LISTED_ALIASES, ServedModel
-from safelight.server.status import ServerStatus, overall_status, worker_status
+from safelight.server.status import ServerStatus, load_seconds, overall_status, worker_states, worker_status
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
@@ -179,14 +179,21 @@ class Front:
         position, eta_s = self.dispatcher.position(job), self.dispatcher.eta_s(job)
         return prediction(job, self.model.name, base_url, output, position, eta_s)
 
-    def _gauges(self) -> dict[str, float]:
+    def _gauges(self) -> dict[str, Reading]:
         return {
+            "ready": self.is_ready,
             "requests_waiting": self.ledger.count(JobStatus.QUEUED),
             "requests_running": self.ledger.count(JobStatus.RUNNING),
+            "queue_limit": self.queue.limit,
+            "queue_oldest_seconds": self.ledger.longest_wait_s,
             "queue_work": self.queue.work,
+            "workers": len(self.workers),
             "workers_ready": sum(worker.is_serving for worker in self.workers),
+            "worker_state": worker_states(self.workers),
+            "load_seconds": load_seconds(self.workers),
             "storage_ok": self.store.trouble is None,
             "uptime_seconds": self.uptime_s,
+            "build_info": {(__version__, self.model.name): 1},
         }
 
     def model_list(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -57,6 +58,12 @@ class JobLedger:
     def count(self, status: JobStatus) -> int:
         """How many unfinished jobs have this status."""
         return sum(job.status is status for job in self._jobs.values())
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Seconds since the oldest job that waits was accepted."""
+        accepted_s = [job.created_s for job in self._jobs.values() if job.status is JobStatus.QUEUED]
+        return max(time.time() - min(accepted_s), 0.0) if accepted_s else 0.0
 
     async def find(self, name: str, owner: str) -> Job | None:
         """The job of that owner with this id, or with this idempotency key, finished or not."""

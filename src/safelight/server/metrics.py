@@ -15,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from safelight.errors import QueueFull, RateLimited, ShuttingDown, StorageFull, StorageUnavailable
 from safelight.jobs import Job, JobStatus
 from safelight.server.pace import Throughput
 
@@ -24,6 +25,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the lines, f
 
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_REFUSALS = [kind.code for kind in (QueueFull, RateLimited, StorageFull, StorageUnavailable, ShuttingDown)]
+
+Reading = float | Mapping[tuple[str, ...], float]
+"""Of a gauge; of one that has labels, by their values."""
 
 
 class Metrics:
@@ -33,7 +38,7 @@ class Metrics:
     ``_running``.
     """
 
-    def __init__(self, gauges: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, gauges: Callable[[], Mapping[str, Reading]]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Gauges(gauges))
         self._accepted = self._counter("requests_accepted", "Jobs accepted, or found waiting at the start.")
@@ -63,6 +68,19 @@ class Metrics:
             registry=self.registry,
             buckets=_JOBS,
         )
+        self._show_zeros()
+
+    def _show_zeros(self) -> None:
+        """What happens for the first time would not be an increase, if there had been nothing before."""
+        for counter, values in (
+            (self.refused, _REFUSALS),
+            (self.worker_restarts, ("died", "hung", "unfit")),
+            (self.cancelled, ("api", "disconnect")),
+            (self.webhooks, ("delivered", "failed", "given_up")),
+            (self.connections_closed, ("head", "body", "write", "limit")),
+        ):
+            for value in values:
+                counter.labels(value)
 
     def accepted(self, job: Job) -> None:
         """A job became waiting."""
@@ -94,17 +112,29 @@ class Metrics:
 
 
 GAUGES = {
+    "ready": "1 while jobs are taken and stored: /readyz is 200.",
     "requests_waiting": "Jobs that wait.",
     "requests_running": "Jobs that a worker has.",
+    "queue_limit": "Jobs that may wait.",
+    "queue_oldest_seconds": "Since the oldest job that waits was accepted; 0 if none waits.",
     "queue_work": "Megapixels x steps that wait.",
+    "workers": "Workers that there should be: one a device.",
     "workers_ready": "Workers that are ready or busy.",
+    "worker_state": "1 for the state that a worker is in, 0 for the others.",
+    "load_seconds": "What the phases of a worker's last load took.",
     "storage_ok": "1 while the data directory can be written.",
     "uptime_seconds": "Seconds since the process began.",
+    "build_info": "Always 1.",
+}
+LABELS = {
+    "worker_state": ("worker", "device", "state"),
+    "load_seconds": ("worker", "device", "phase"),
+    "build_info": ("version", "model"),
 }
 
 
 class _Gauges(Collector):
-    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, read: Callable[[], Mapping[str, Reading]]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
@@ -113,4 +143,8 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         values = self._read()
         for name, text in GAUGES.items():
-            yield GaugeMetricFamily(f"safelight_{name}", text, value=values[name])
+            family = GaugeMetricFamily(f"safelight_{name}", text, labels=LABELS.get(name, ()))
+            reading = values[name]
+            for labels, value in reading.items() if isinstance(reading, Mapping) else [((), reading)]:
+                family.add_metric(labels, value)
+            yield family

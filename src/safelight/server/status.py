@@ -72,5 +72,23 @@ def _component(worker: Worker, name: str, total_bytes: int) -> dict[str, Any]:
     return {"name": name, "bytes_done": done_bytes, "bytes_total": total_bytes}
 
 
+def worker_states(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
+    """For each worker and state, whether it is in it."""
+    return {
+        (str(worker.id), worker.device.name, state): worker.state is state
+        for worker in workers
+        for state in WorkerState
+    }
+
+
+def load_seconds(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
+    """For each worker, what the phases of its last load took."""
+    return {
+        (str(worker.id), worker.device.name, phase): seconds
+        for worker in workers
+        for phase, seconds in worker.load.phase_seconds.items()
+    }
+
+
 def _running_job(job: Job) -> dict[str, Any]:
     return {"id": job.id, "request_id": job.request.request_id, "step": job.step, "total_steps": job.params.total_steps}

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from safelight.errors import SafelightError
+from safelight.errors import RateLimited, SafelightError
 from safelight.jobs import Job, JobRequest, Webhook
 from safelight.params import GenerationParams
 from safelight.server.callers import owner_of, priority_of
@@ -49,7 +49,11 @@ async def submit(
         trace_context=dict(span.context),
     )
     try:
-        front.rate_limit.take(owner, params.work)
+        try:
+            front.rate_limit.take(owner, params.work)
+        except RateLimited as error:
+            front.metrics.refused.labels(error.code).inc()
+            raise
         try:
             job = await front.dispatcher.submit(made, key, upload.files if upload else {})
         except SafelightError:
