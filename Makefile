@@ -29,7 +29,7 @@ docs: $(INSTALLED)  ## the pages as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(INSTALLED)  ## the same on 127.0.0.1:8001, made again at each change
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8001
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: $(INSTALLED)  ## writes the settings into docs/configuration.md
 	$(BIN)/python -m scripts.configuration_reference

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import yaml
 
 from safelight.cli import build_parser
@@ -55,6 +56,8 @@ def test_probes_need_no_key_and_a_stop_is_seen_before_the_port_closes(tmp_path: 
         assert first == {"startupProbe": 503, "livenessProbe": 200, "readinessProbe": 503}
         server.wait_for_line("worker 0 ready")
         assert {server.get(_path(probe)).status_code for probe in PROBES} == {200}
+        kubelet = {"host": "10.1.2.3:8000"}
+        assert httpx.get(server.url + _path("readinessProbe"), headers=kubelet).status_code == 200
         assert server.get("/v1/status").status_code == 401
         server.process.terminate()
         began_s = time.monotonic()
