@@ -11,6 +11,7 @@ from pathlib import Path
 from safelight import __version__
 from safelight.config import ENV_PREFIX, Config, load_config, settings
 from safelight.errors import ConfigError, SafelightError
+from safelight.terminal import AUTO, SHOW_CHOICES
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -78,6 +79,12 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed that makes the same image again")
     parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")
     parser.add_argument("--size", metavar="WxH", help="size in pixels [default: the model's]")
+    parser.add_argument(
+        "--show",
+        choices=SHOW_CHOICES,
+        default=AUTO,
+        help="how to show the picture, if this is a terminal [default: auto, as this terminal can]",
+    )
     parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
     parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
 

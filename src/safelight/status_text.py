@@ -34,11 +34,16 @@ def duration_text(seconds: float) -> str:
 
 def live_lines(status: dict[str, Any], columns: int, look: Look) -> list[str]:
     """A bar for every worker that loads, and one line for all the rest; none as wide as the terminal."""
-    loading = [worker for worker in status["workers"] if worker["state"] not in (*_SERVING, "failed")]
+    loading = [worker for worker in status["workers"] if is_loading(worker)]
     lines = [load_line(worker, columns - 2, look) for worker in loading[:_MAX_BARS]]
     if len(loading) > _MAX_BARS:
         lines.append(fitted([Piece(f"and {len(loading) - _MAX_BARS} more")], columns - 2, look))
     return [f" {line}" for line in (*lines, _summary(status, columns - 2, look))]
+
+
+def is_loading(worker: dict[str, Any]) -> bool:
+    """Whether it will be ready by itself, and is not yet."""
+    return worker["state"] not in (*_SERVING, "failed")
 
 
 def load_line(worker: dict[str, Any], columns: int, look: Look) -> str:

@@ -6,9 +6,23 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TextIO
 
 _HEAVY, _HALF, _LIGHT = "━", "╸", "─"
+
+
+class PictureProtocol(StrEnum):
+    """Ways of putting a picture on a terminal."""
+
+    KITTY = "kitty"
+    ITERM = "iterm"
+    SIXEL = "sixel"
+    BLOCKS = "blocks"
+
+
+AUTO, NEVER = "auto", "never"
+SHOW_CHOICES = (AUTO, *PictureProtocol, NEVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,20 @@ import argparse
 import asyncio
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from safelight.checkpoint import open_checkpoint
-from safelight.client import Client, OnStep, Picture
+from safelight.client import DEFAULT_URL, Client, Picture
+from safelight.commands.developing import Developing
+from safelight.commands.terminal_support import picture_terminal
 from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
 from safelight.params import GenerationParams, ImageFormat
 
-_DEFAULT_URL = "http://127.0.0.1:8000"
+if TYPE_CHECKING:
+    from PIL import Image
+
 _FORMATS = {".png": ImageFormat.PNG, ".jpg": ImageFormat.JPEG, ".jpeg": ImageFormat.JPEG, ".webp": ImageFormat.WEBP}
 
 
@@ -30,17 +29,24 @@ def generate(args: argparse.Namespace) -> int:
     if image_format is None:
         raise InvalidValue(f"--output {args.output} must end in .png, .jpg or .webp", param="output")
     client = None if args.local else _find_server(args.url, args.api_key)
-    with _progress() as on_step:
+    with Developing(picture_terminal(args.show)) as developing:
+        developing.waiting()
         if client is not None:
-            picture = client.generate(_body(args, image_format), on_step)
+            picture = client.generate(
+                _body(args, image_format, developing.previews), developing.step, developing.picture, developing.waiting
+            )
         else:
-            picture = asyncio.run(_generate_here(args, image_format, on_step))
-    _write(args.output, picture)
+            picture = asyncio.run(_generate_here(args, image_format, developing))
+        _write(args.output, picture)
+        developing.picture(picture.data)
+    for warning in picture.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{args.output} (seed {picture.seed})")
     return 0
 
 
 def _find_server(url: str | None, api_key: str | None) -> Client | None:
-    client = Client(url or _DEFAULT_URL, api_key)
+    client = Client(url or DEFAULT_URL, api_key)
     if client.is_alive():
         return client
     if url:
@@ -48,15 +54,15 @@ def _find_server(url: str | None, api_key: str | None) -> Client | None:
     return None
 
 
-def _body(args: argparse.Namespace, image_format: ImageFormat) -> dict[str, Any]:
-    asked = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size}
+def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
+    asked = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size, "partial_images": previews}
     return {"prompt": args.prompt, "output_format": image_format.value} | {
         name: value for name, value in asked.items() if value is not None
     }
 
 
-async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, on_step: OnStep) -> Picture:
-    from safelight.engine.images import encode_image
+async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, developing: Developing) -> Picture:
+    from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
 
     checkpoint = open_checkpoint(args.model)
@@ -71,11 +77,17 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, on
         max_sequence_length=card.max_sequence_length,
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         output_format=image_format,
+        partial_images=developing.previews,
     )
     card.check(params)
+    device = _torch_device(args.device)
+
+    def on_preview(_index: int, _step: int, image: Image.Image) -> None:
+        developing.picture(encode_preview(image, params))
+
     async with ModelManager() as manager:
-        await manager.load_model(checkpoint, _torch_device(args.device))
-        generation = await manager.generate_image(params, on_step)
+        await manager.load_model(checkpoint, device, on_progress=lambda progress: developing.loading(device, progress))
+        generation = await manager.generate_image(params, developing.step, on_preview)
     encoded = await asyncio.to_thread(encode_image, generation.images[0], params, params.seed, card.id)
     return Picture(encoded.data, params.seed, generation.warnings)
 
@@ -93,24 +105,8 @@ def _torch_device(device: str) -> str:
     return resolve_devices(device)[0].name
 
 
-@contextmanager
-def _progress() -> Iterator[OnStep]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("loading", total=None)
-
-        def on_step(step: int, total_steps: int) -> None:
-            bars.update(task, description="developing", completed=step, total=total_steps)
-
-        yield on_step
-
-
 def _write(path: Path, picture: Picture) -> None:
     try:
         path.write_bytes(picture.data)
     except OSError as error:
         raise InvalidValue(f"--output {path} cannot be written: {error.strerror}", param="output") from None
-    for warning in picture.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{path} (seed {picture.seed})")
