@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import yaml
 
 from safelight.cli import build_parser
 from safelight.config import STUB_MODEL, load_config
+from tests.environments import python_with
 from tests.server_process import ROOT, ServerProcess
 
-MANIFEST: dict[str, dict[str, Any]] = {
-    document["kind"]: document
-    for document in yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "safelight.yaml").read_text())
-}
+FILE = ROOT / "deploy" / "kubernetes" / "safelight.yaml"
+KUBERNETES = "1.37.0"
+MANIFEST: dict[str, dict[str, Any]] = {document["kind"]: document for document in yaml.safe_load_all(FILE.read_text())}
 POD = MANIFEST["Deployment"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 ENVIRONMENT = {entry["name"]: entry.get("value", "alice=alices-long-secret") for entry in CONTAINER["env"]}
@@ -28,6 +29,13 @@ DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 def _path(probe: str) -> str:
     path: str = CONTAINER[probe]["httpGet"]["path"]
     return path
+
+
+def test_the_manifest_is_one_by_kubernetes_own_schema() -> None:
+    validate = ["-c", "from kubernetes_validate.__main__ import main; raise SystemExit(main())", "--strict", str(FILE)]
+    python = python_with("kubernetes", f"kubernetes-validate=={KUBERNETES}")
+    done = subprocess.run([*python, *validate], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_manifests_parts_fit_each_other() -> None:
