@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ def test_every_line_of_both_processes_is_an_object_with_its_ids(tmp_path: Path) 
         server.wait_until_ready()
         answers = [_ask(server, name) for name in ("req-good", "req-failed", "req-hung")]
         assert [answer.status_code for answer in answers] == [200, 500, 200]
+        _send_garbage(server)
         assert server.stop() == 0
     lines = [json.loads(line) for line in server.lines]
     assert all({"ts", "level", "logger", "message"} <= line.keys() for line in lines)
@@ -106,6 +108,7 @@ def test_every_line_of_both_processes_is_an_object_with_its_ids(tmp_path: Path) 
     def found(condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         return next(line for line in lines if condition(line))
 
+    assert found(lambda line: line["logger"].startswith("uvicorn"))["level"] == "warning"
     ended = found(lambda line: "succeeded" in line["message"])
     job_id = answers[0].headers["x-job-id"]
     assert (ended["request_id"], ended["job_id"], ended["worker_id"]) == ("req-good", job_id, 0)
@@ -151,6 +154,13 @@ def test_what_nobody_catches_is_a_line_too(tmp_path: Path) -> None:
     assert "UserWarning: two\nlines" in warned["message"] and warned["level"] == "warning"
     assert "ZeroDivisionError" in in_thread["exception"]
     assert uncaught["level"] == "critical" and "ValueError: the\nend" in uncaught["exception"]
+
+
+def _send_garbage(server: ServerProcess) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"gar bage\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def _ask(server: ServerProcess, request_id: str) -> Any:
