@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``generate``, ``doctor``. Parses, calls, prints the error sentence."""
+"""The command line: ``serve``, ``generate``, ``jobs``, ``top``, ``doctor``. Parses, calls, prints error sentences."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safelight import __version__
 from safelight.config import ENV_PREFIX, Config, load_config, settings
@@ -47,6 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate_options(generate)
     generate.set_defaults(run=_generate)
 
+    jobs = commands.add_parser("jobs", help="list, show, cancel and save jobs of a running server", allow_abbrev=False)
+    _add_jobs_options(jobs)
+
+    top = commands.add_parser("top", help="watch a running server", allow_abbrev=False)
+    _add_server_options(top)
+    top.add_argument("--once", action="store_true", help="print the state once and end")
+    top.set_defaults(run=_top)
+
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine", allow_abbrev=False)
     _add_settings(doctor)
     doctor.set_defaults(run=_doctor)
@@ -69,24 +78,61 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file to write [default: out.png]")
-    parser.add_argument("--url", help="server to ask [default: http://127.0.0.1:8000 if one answers, else none]")
-    parser.add_argument(
-        "--api-key",
-        help=f"key for that server [env: {ENV_PREFIX}API_KEY]",
-        default=os.environ.get(f"{ENV_PREFIX}API_KEY"),
-    )
+    _add_server_options(parser, "http://127.0.0.1:8000 if one answers, else none")
     parser.add_argument("--local", action="store_true", help="do not look for a server: start an engine here")
     parser.add_argument("--seed", type=int, help="seed that makes the same image again")
     parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")
     parser.add_argument("--size", metavar="WxH", help="size in pixels [default: the model's]")
+    _add_show(parser)
+    parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
+    parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
+
+
+def _add_server_options(
+    parser: argparse.ArgumentParser, default: str = "http://127.0.0.1:8000", *, is_inherited: bool = False
+) -> None:
+    """``is_inherited``: what was given before the action counts, unless it is given again after it."""
+    inherited: dict[str, Any] = {"default": argparse.SUPPRESS} if is_inherited else {}
+    key = inherited or {"default": os.environ.get(f"{ENV_PREFIX}API_KEY")}
+    parser.add_argument("--url", help=f"server to ask [default: {default}]", **inherited)
+    parser.add_argument("--api-key", help=f"key for that server [env: {ENV_PREFIX}API_KEY]", **key)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show",
         choices=SHOW_CHOICES,
         default=AUTO,
         help="how to show the picture, if this is a terminal [default: auto, as this terminal can]",
     )
-    parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
-    parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
+
+
+def _add_jobs_options(parser: argparse.ArgumentParser) -> None:
+    _add_server_options(parser)
+    parser.add_argument("--limit", type=_count, default=20, help="at most so many, the newest [default: 20]")
+    parser.add_argument("--json", action="store_true", help="as the job API has them")
+    parser.set_defaults(run=_jobs, action="list")
+    actions = parser.add_subparsers(metavar="ACTION")
+    show = _add_action(actions, "show", "what is known of one job, and its picture")
+    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as the job API has it")
+    _add_show(show)
+    _add_action(actions, "cancel", "end a job")
+    save = _add_action(actions, "save", "write the pictures of a job to files")
+    save.add_argument("-o", "--output", type=Path, help="file to write [default: ID.png]")
+
+
+def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, allow_abbrev=False)
+    parser.add_argument("id", metavar="ID", help="of a job, or its beginning")
+    _add_server_options(parser, is_inherited=True)
+    parser.set_defaults(action=name)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -110,6 +156,18 @@ def _generate(args: argparse.Namespace) -> int:
     from safelight.commands.generate import generate
 
     return generate(args)
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    from safelight.commands.jobs import ACTIONS
+
+    return ACTIONS[args.action](args)
+
+
+def _top(args: argparse.Namespace) -> int:
+    from safelight.commands.top import top
+
+    return top(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -81,6 +81,11 @@ class Client:
                 return Picture(base64.b64decode(event["b64_json"]), event["seed"], event["warnings"])
         raise Unavailable(f"{self._url} ended the stream before the picture was there")
 
+    def status(self) -> dict[str, Any]:
+        """The server's status now."""
+        found: dict[str, Any] = self._ask("GET", "/v1/status").json()
+        return found
+
     def status_events(self) -> Iterator[dict[str, Any]]:
         """The server's status now and after each change, until it stops. Raises as ``generate``."""
         return (json.loads(data) for _, data in self._events("GET", "/v1/status/stream"))
@@ -154,6 +159,14 @@ class Client:
                 was_seen = bool(ours)
                 if not ours:
                     on_status(status)
+
+
+def find_server(url: str | None, api_key: str | None) -> Client:
+    """A client of the server there, or on this machine's usual address. Raises ``Unavailable`` if none answers."""
+    client = Client(url or DEFAULT_URL, api_key)
+    if not client.is_alive():
+        raise Unavailable(f"no Safelight server answers at {url or DEFAULT_URL}")
+    return client
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

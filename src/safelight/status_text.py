@@ -8,8 +8,9 @@ from safelight.terminal import Look, Piece, fitted, printable
 
 _STATE_STYLE = {
     **dict.fromkeys(("ready", "busy", "succeeded"), "32"),
-    **dict.fromkeys(("starting", "loading", "warming", "degraded", "restarting", "draining", "processing"), "33"),
+    **dict.fromkeys(("starting", "loading", "warming", "degraded", "restarting", "draining", "running"), "33"),
     "failed": "1;31",
+    "cancelled": "2",
 }
 _SERVING = ("ready", "busy", "draining")
 _STEP_CELLS = 16
@@ -30,6 +31,15 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def age_text(seconds: float) -> str:
+    """In one unit: ``7 s``, ``2 min``, ``3 h``, ``4 d``."""
+    whole = round(max(seconds, 0))
+    for limit_s, unit_s, unit in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if whole < limit_s:
+            return f"{whole // unit_s} {unit}"
+    return f"{whole // 86400} d"
 
 
 def live_lines(status: dict[str, Any], columns: int, look: Look) -> list[str]:

@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import secrets
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safelight.checkpoint import open_checkpoint
-from safelight.client import DEFAULT_URL, Client, Picture
+from safelight.client import Client, Picture, find_server
 from safelight.commands.developing import Developing
+from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
 from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
@@ -37,7 +37,7 @@ def generate(args: argparse.Namespace) -> int:
             )
         else:
             picture = asyncio.run(_generate_here(args, image_format, developing))
-        _write(args.output, picture)
+        write_picture(args.output, picture.data)
         developing.picture(picture.data)
     for warning in picture.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -46,12 +46,12 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _find_server(url: str | None, api_key: str | None) -> Client | None:
-    client = Client(url or DEFAULT_URL, api_key)
-    if client.is_alive():
-        return client
-    if url:
-        raise Unavailable(f"no Safelight server answers at {url}")
-    return None
+    try:
+        return find_server(url, api_key)
+    except Unavailable:
+        if url:
+            raise
+        return None
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
@@ -103,10 +103,3 @@ def _torch_device(device: str) -> str:
     from safelight.server.devices import resolve_devices
 
     return resolve_devices(device)[0].name
-
-
-def _write(path: Path, picture: Picture) -> None:
-    try:
-        path.write_bytes(picture.data)
-    except OSError as error:
-        raise InvalidValue(f"--output {path} cannot be written: {error.strerror}", param="output") from None
