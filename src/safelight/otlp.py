@@ -5,6 +5,7 @@ Needs the extra ``otel``. The standard ``OTEL_*`` variables hold for everything 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -64,7 +65,7 @@ class OtlpTracing(Tracing):
         return _OtlpSpan(
             self._tracer.start_span(
                 name,
-                context=_PROPAGATOR.extract(parent, Context()),
+                context=_context(parent.get("traceparent", ""), parent.get("tracestate", "")),
                 attributes=attributes,
                 start_time=_nanoseconds(start_s),
                 links=[trace.Link(_span_context(link)) for link in links],
@@ -85,9 +86,12 @@ class OtlpTracing(Tracing):
 class _OtlpSpan(Span):
     def __init__(self, span: trace.Span) -> None:
         self._span = span
+
+    @property
+    def context(self) -> TraceContext:
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
-        self.context = carrier
+        _PROPAGATOR.inject(carrier, trace.set_span_in_context(self._span, Context()))
+        return carrier
 
     def note(self, attributes: Attributes) -> None:
         self._span.set_attributes(attributes)
@@ -132,8 +136,13 @@ class _WithoutQuery(SpanProcessor):
     """The query of an address may hold what a client should not have written there."""
 
     def on_start(self, span: SDKSpan, parent_context: Context | None = None) -> None:
-        if span.attributes and _QUERY in span.attributes:
+        if span.kind is trace.SpanKind.SERVER and span.attributes and _QUERY in span.attributes:
             span.set_attribute(_QUERY, "***")
+
+
+@functools.lru_cache(maxsize=256)  # the steps of a job have one parent
+def _context(traceparent: str, tracestate: str) -> Context:
+    return _PROPAGATOR.extract({"traceparent": traceparent, "tracestate": tracestate}, Context())
 
 
 def _nanoseconds(time_s: float | None) -> int | None:
@@ -141,4 +150,4 @@ def _nanoseconds(time_s: float | None) -> int | None:
 
 
 def _span_context(context: TraceContext) -> trace.SpanContext:
-    return trace.get_current_span(_PROPAGATOR.extract(context, Context())).get_span_context()
+    return trace.get_current_span(_context(context["traceparent"], context.get("tracestate", ""))).get_span_context()

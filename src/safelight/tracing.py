@@ -18,9 +18,12 @@ Attributes = Mapping[str, str | int | float | bool]
 
 
 class Span:
-    """A piece of work that has begun; times are Unix times in seconds. ``context`` is what its children begin with."""
+    """A piece of work that has begun; times are Unix times in seconds."""
 
-    context: TraceContext = NOT_TRACED
+    @property
+    def context(self) -> TraceContext:
+        """What its children begin with."""
+        return NOT_TRACED
 
     def note(self, attributes: Attributes) -> None:
         """Adds attributes."""

@@ -277,6 +277,19 @@ def test_a_collector_without_the_extra_is_refused_in_a_sentence(tmp_path: Path) 
     )
 
 
+def test_a_wrong_variable_of_opentelemetrys_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    options = ("serve", "--port", "0", "--data-dir", str(tmp_path), "--otlp-endpoint", "http://127.0.0.1:4318")
+    ended = subprocess.run(
+        [sys.executable, "-m", "safelight", *options],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | {"OTEL_BSP_MAX_QUEUE_SIZE": "1"},
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("safelight: traces cannot begin") and ended.stderr.count("\n") == 1
+
+
 def test_jobs_of_a_server_that_knew_no_traces_are_read(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "jobs.sqlite3")
     written = msgspec.json.encode(asked())

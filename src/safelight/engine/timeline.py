@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from safelight.tracing import Attributes, Span, TraceContext, Tracing
+from safelight.tracing import NO_SPAN, Attributes, Span, TraceContext, Tracing
 
 
 @dataclass(slots=True)
@@ -52,15 +52,15 @@ class Timeline:
         """Its spans, as far as it has come."""
         past_s = time.time() - time.monotonic()
 
-        def span(name: str, begun_s: float, ended_s: float, within: TraceContext, about: Attributes) -> TraceContext:
+        def span(name: str, begun_s: float, ended_s: float, within: TraceContext, about: Attributes) -> Span:
             if not (begun_s and ended_s):
-                return {}
-            made: Span = tracing.begin(name, within, about, start_s=past_s + begun_s)
+                return NO_SPAN
+            made = tracing.begin(name, within, about, start_s=past_s + begun_s)
             made.end(past_s + ended_s)
-            return made.context
+            return made
 
         span("encode text", self.begin_s, self.begun_s, parent, {})
-        denoise = span("denoise", self.begun_s, self.denoised_s, parent, {"safelight.steps": len(self.steps)})
+        denoise = span("denoise", self.begun_s, self.denoised_s, parent, {"safelight.steps": len(self.steps)}).context
         for number, step in enumerate(self.steps, 1):
             about: Attributes = {
                 "safelight.step": number,

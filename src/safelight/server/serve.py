@@ -92,7 +92,10 @@ def _tracing(config: Config) -> Tracing:
             f"--otlp-endpoint={config.otlp_endpoint!r} needs OpenTelemetry: pip install 'safelight[otel]'",
             param="otlp_endpoint",
         ) from None
-    return OtlpTracing(config.otlp_endpoint, {"service.version": __version__})
+    try:
+        return OtlpTracing(config.otlp_endpoint, {"service.version": __version__})
+    except ValueError as error:
+        raise ConfigError(f"traces cannot begin, a variable of OpenTelemetry's (OTEL_*) is wrong: {error}") from None
 
 
 def _arm_faults(config: Config, sock: socket.socket) -> None:
