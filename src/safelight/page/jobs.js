@@ -9,6 +9,7 @@ const LIST = "/v1/predictions";
 const MAX_STREAMS = 2; // of the six connections that a browser gives all tabs of one origin together
 const MAX_SINGLE = 3;
 const REFRESH_MS = 900;
+const OTHERS_MS = 3000;
 const RESEND_MS = 700;
 
 /** Not on its way to an end yet. The first is this page's own: it is being sent. */
@@ -29,6 +30,7 @@ export class Jobs {
   #announce;
   #streams = new Map();
   #refreshedMs = 0;
+  #others = 0;
   #listing = null;
 
   /**
@@ -80,9 +82,13 @@ export class Jobs {
   }
 
   async more() {
-    const page = await this.#page(this.next.value);
-    this.next.value = page.next;
-    this.list.value = [...this.list.value, ...page.results];
+    try {
+      const page = await this.#page(this.next.value);
+      this.next.value = page.next;
+      this.list.value = [...this.list.value, ...page.results];
+    } catch {
+      // The button is still there.
+    }
   }
 
   /** @param {string} words all of which a prompt must have */
@@ -172,10 +178,19 @@ export class Jobs {
   /** Positions and times come with no event: they are asked for when the server's state changes. */
   async #refreshOpen() {
     const open = this.list.value.filter((job) => isOpen(job) && job.status !== "sending");
-    if (!open.length || Date.now() - this.#refreshedMs < REFRESH_MS) return;
+    const hasNews = this.#countOthers() !== this.#others;
+    const pauseMs = hasNews && !open.length ? OTHERS_MS : REFRESH_MS;
+    if ((!open.length && !hasNews) || Date.now() - this.#refreshedMs < pauseMs) return;
     this.#refreshedMs = Date.now();
-    if (open.length > MAX_SINGLE) return this.reload();
+    this.#others = this.#countOthers();
+    if (hasNews || open.length > MAX_SINGLE) return this.reload();
     await Promise.all(open.map((job) => this.#refresh(job.id)));
+  }
+
+  /** Unfinished jobs of the server that are not listed here: others', or the visitor's from elsewhere. */
+  #countOthers() {
+    const { waiting, running } = this.#server.status.value.queue;
+    return waiting + running - this.list.value.filter(isOpen).length;
   }
 
   async #refresh(id) {

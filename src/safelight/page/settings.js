@@ -65,10 +65,12 @@ export function sizePresets(model) {
     const high = Math.floor(model.max_size / multiple) * multiple;
     return Math.min(Math.max(Math.round(side / multiple) * multiple, low), high);
   };
-  return SHAPES.map(([name, across, along]) => {
+  const presets = SHAPES.map(([name, across, along]) => {
     const unit = Math.sqrt((usualWidth * usualHeight) / (across * along));
     return { name, width: fitted(across * unit), height: fitted(along * unit) };
   });
+  const isFirst = (preset) => presets.find(({ width, height }) => width === preset.width && height === preset.height) === preset;
+  return presets.filter(isFirst); // small models draw few sizes
 }
 
 /** @returns {string} */
@@ -113,11 +115,12 @@ export function expectedParams(settings, input, size) {
 
 const STORED = "safelight.settings";
 
-/** @returns {Partial<Settings>} what was used last in this browser, for that model */
+/** @returns {Partial<Settings>} what was used last in this browser, for that model; the prompt in this tab only */
 export function storedSettings(model) {
   try {
     const stored = JSON.parse(localStorage.getItem(STORED) ?? "{}");
-    return stored.model === model.id ? stored.settings : {};
+    const prompt = sessionStorage.getItem(STORED) ?? "";
+    return stored.model === model.id ? { ...stored.settings, prompt } : { prompt };
   } catch {
     return {};
   }
@@ -125,7 +128,9 @@ export function storedSettings(model) {
 
 export function storeSettings(model, settings) {
   try {
-    localStorage.setItem(STORED, JSON.stringify({ model: model.id, settings }));
+    const { prompt, ...rest } = settings;
+    localStorage.setItem(STORED, JSON.stringify({ model: model.id, settings: rest }));
+    sessionStorage.setItem(STORED, prompt);
   } catch {
     // Storage is switched off or full: the next visit begins with the defaults.
   }

@@ -4,6 +4,7 @@ import { Observable } from "./observable.js";
 
 const EVERY_MS = 2000;
 const WINDOW_S = 60;
+const LEAST_S = 10;
 const KEPT = 150;
 
 export class Throughput {
@@ -40,7 +41,7 @@ export class Throughput {
     if (samples.at(-1)?.images > images) samples = []; // another server, which counts from zero
     const since = samples.find((sample) => sample.at_s >= at_s - WINDOW_S) ?? { at_s, images };
     const seconds = Math.max(at_s - since.at_s, 1);
-    const per_minute = ((images - since.images) * 60) / Math.max(seconds, Math.min(WINDOW_S, 10));
+    const per_minute = ((images - since.images) * 60) / Math.max(seconds, LEAST_S);
     this.samples.value = [...samples, { at_s, images, per_minute }].slice(-KEPT);
   }
 }

@@ -33,8 +33,9 @@ function Form({ session, model, settings, dropError }) {
   const prompt = useRef(null);
   useEffect(() => storeSettings(model, settings), [settings]);
   const submit = async (event) => {
-    event?.preventDefault();
-    if (!settings.prompt.trim() && !session.source.picture.value) {
+    event.preventDefault();
+    const asked = session.settings.value; // a field that was left just now may not be drawn yet
+    if (!asked.prompt.trim() && !session.source.picture.value) {
       setError(new ServerError("Say first what the picture should show.", 400, { param: "prompt" }));
       return prompt.current.focus();
     }
@@ -42,7 +43,7 @@ function Form({ session, model, settings, dropError }) {
     setIsSending(true);
     showStage();
     try {
-      await make(session, settings);
+      await make(session, asked);
     } catch (failure) {
       setError(failure);
     } finally {

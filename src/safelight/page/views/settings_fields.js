@@ -62,10 +62,14 @@ function Size({ session, model, settings, set, wrong }) {
           `,
         )}
       </div>
+      ${isWrong("width") || isWrong("height") ? html`<p class="hint">${limits(model)}</p>` : null}
       ${model.vocabulary && !isUsual && html`<p class="hint">This model draws well at ${usual.join(" × ")} only.</p>`}
     </fieldset>
   `;
 }
+
+const limits = (model) =>
+  `${model.title} draws sides from ${model.min_size} to ${model.max_size} in steps of ${model.size_multiple}.`;
 
 function Slider({ label, name, min, max, step, value, onChange }) {
   const take = ({ target }) => onChange(Number(target.value));

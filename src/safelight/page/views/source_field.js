@@ -59,7 +59,7 @@ function Chosen({ session, picture }) {
           onInput=${({ target }) => session.set({ strength: Number(target.value) })} />
         <output for="range-strength">${Math.round(strength * 100)} %</output>
       </div>
-      <p class="quiet">${hasMask ? "Only what is red is drawn anew." : "Paint over what should change, or leave it: then all may."}</p>
+      <p class="quiet">${hasMask ? "Only what is under the red film is drawn anew." : "Paint over what should change, or leave it: then all may."}</p>
       <button type="button" class="wide" onClick=${clear}><${Icon} name="close" /> Draw from nothing again</button>
     </fieldset>
   `;

@@ -9,6 +9,7 @@ import { Notices } from "./notices.js";
 import { Worker } from "./worker.js";
 
 const MAX_FAILURES = 8;
+const PATIENT_SAMPLES = 15;
 
 export function StatusView({ session }) {
   const status = useValue(session.server.status);
@@ -25,8 +26,14 @@ export function StatusView({ session }) {
         </section>
         <${Failures} session=${session} status=${status} />
       `}
+      ${session.key.value && html`<p><button type="button" onClick=${() => forget(session)}>Forget my API key</button></p>`}
     </main>
   `;
+}
+
+function forget(session) {
+  session.key.forget();
+  location.reload();
 }
 
 function Figures({ session, status }) {
@@ -43,7 +50,7 @@ function Figures({ session, status }) {
       <${Figure} name="State" value=${status.status} />
       <${Figure} name="Drawing" value=${running} />
       <${Figure} name="Waiting" value=${waiting} note=${`of ${limit} places`} />
-      <${Figure} name="Pictures a minute" value=${latest ? latest.per_minute.toFixed(1) : "–"}
+      <${Figure} name="Pictures a minute" value=${rate(samples)}
         note=${latest ? `${latest.images} since the start` : ""} title="Measured while this view is open, over a minute">
         <${Sparkline} values=${samples.map((sample) => sample.per_minute)} />
       <//>
@@ -51,6 +58,13 @@ function Figures({ session, status }) {
       <${Figure} name="Up for" value=${words.duration(status.uptime_s)} note=${`version ${status.version}`} />
     </dl>
   `;
+}
+
+/** Nothing is said of a rate before there is one to be seen. */
+function rate(samples) {
+  const latest = samples.at(-1);
+  const isKnown = samples.some(({ per_minute }) => per_minute > 0) || samples.length > PATIENT_SAMPLES;
+  return latest && isKnown ? latest.per_minute.toFixed(1) : "–";
 }
 
 function Figure({ name, value, note, title, children }) {

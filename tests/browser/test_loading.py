@@ -1,0 +1,58 @@
+"""Loading is something to see: components fill with bytes, phases go by, what was asked for meanwhile waits."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Start, Visit
+
+
+def test_a_page_that_is_opened_at_once_sees_the_load_from_its_bytes_to_the_picture(start: Start, visit: Visit) -> None:
+    server = start(is_ready=False, STUB_LOAD_S="4", step_s=0.05)
+    with visit(server) as visitor:
+        panel = visitor.by_id("loading")
+        expect(panel.get_by_role("heading")).to_have_text("The model is loading")
+        components = visitor.by_id("component")
+        expect(components).to_have_count(7)
+        transformer = components.filter(has_text="transformer").get_by_role("progressbar")
+        assert transformer.get_attribute("max") == "1000000"
+        expect(panel).to_contain_text("Reading the weights on cpu")
+        visitor.ask("asked for while it loads")
+        expect(visitor.by_id("progress")).to_contain_text("Waiting, next in line")
+        expect(components.first).to_contain_text("1.0 MB of 1.0 MB")
+        expect(transformer).to_have_attribute("value", "1000000")
+        expect(panel.locator("[aria-current=step]")).to_have_text("Warm-up")
+        expect(visitor.button("Make it when the model is ready")).to_be_visible()
+        assert visitor.serious_findings() == []
+        expect(panel).to_be_hidden()
+        expect(visitor.button("Make the picture")).to_be_visible()
+        expect(visitor.by_id("connection")).to_contain_text(re.compile("ready|drawing"))
+        expect(visitor.pictures).to_have_count(1)
+
+
+def test_a_load_that_failed_says_why_and_can_be_tried_again(start: Start, visit: Visit) -> None:
+    server = start("--faults", "engine.load@1=error", is_ready=False)
+    with visit(server) as visitor:
+        failed = visitor.by_id("load-failed")
+        expect(failed).to_be_visible()
+        (sentence,) = {worker["error"] for worker in server.status()["workers"]}
+        expect(failed).to_contain_text(sentence)
+        assert visitor.serious_findings() == []
+        failed.get_by_role("button", name="Try again").click()
+        expect(failed).to_be_hidden()
+        expect(visitor.by_id("connection")).to_contain_text("ready")
+        visitor.make("after the second try")
+
+
+def test_a_worker_that_died_is_seen_to_start_again_and_its_job_goes_on(start: Start, visit: Visit) -> None:
+    server = start("--faults", "engine.step@6=kill", step_s=0.1, STUB_LOAD_S="2")
+    with visit(server) as visitor:
+        visitor.ask("survives its worker", steps=12)
+        panel = visitor.by_id("loading")
+        expect(panel.get_by_role("heading")).to_have_text("The worker starts again")
+        expect(panel).to_contain_text("the worker died (exit code -9)")
+        expect(visitor.by_id("progress")).to_contain_text("Its worker was lost: it runs again")
+        expect(visitor.pictures).to_have_count(1)
+        expect(panel).to_be_hidden()
