@@ -125,7 +125,7 @@ def test_the_picture_stays_where_it_is_at_the_bottom_of_a_full_screen(server: Ch
         assert not [line for line in run.history if "▀" in line]
 
 
-def test_a_terminal_that_never_answers_costs_half_a_second(server: ChaosServer, tmp_path: Path) -> None:
+def test_a_terminal_that_never_answers_gets_no_picture(server: ChaosServer, tmp_path: Path) -> None:
     with Generate(server, tmp_path / "out.png") as run:
         run.ends_well()
         assert not sixel_pictures(run.written) and "▀" not in run.text

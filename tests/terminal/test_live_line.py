@@ -24,10 +24,11 @@ def test_a_load_is_a_bar_and_then_one_line_is_left(tmp_path: Path) -> None:
         server.wait_for(r"^ ready · idle$")
         assert "cpu weights" not in server.text
         assert server.lines[-1] == " ready · idle"
+        assert COLOUR in server.written
 
 
 def test_steps_move_in_place_and_the_log_stays_above_them(tmp_path: Path) -> None:
-    with TerminalServer(tmp_path, step_s=0.3, rows=12) as server:
+    with TerminalServer(tmp_path, step_s=0.2, rows=12) as server:
         server.wait_for("ready · idle")
         server.submit(num_inference_steps=8)
         server.submit(num_inference_steps=8, width=512)
@@ -67,9 +68,8 @@ def test_fast_steps_are_drawn_four_times_a_second_at_most(tmp_path: Path) -> Non
         assert 2 < drawn <= 4 * seconds + 2
 
 
-@pytest.mark.parametrize("columns", [20, 40])
-def test_a_narrow_terminal_wraps_nothing(tmp_path: Path, columns: int) -> None:
-    with TerminalServer(tmp_path, step_s=0.2, columns=columns, rows=40, STUB_LOAD_S="1") as server:
+def test_a_narrow_terminal_wraps_nothing(tmp_path: Path) -> None:
+    with TerminalServer(tmp_path, step_s=0.1, columns=40, rows=40, STUB_LOAD_S="1") as server:
         server.wait_for("^ cpu weights")
         server.wait_for("^ ready")
         for width in (256, 512, 768):
@@ -93,7 +93,7 @@ def test_a_terminal_that_gets_narrower_keeps_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_drain_shows_and_ends_on_a_clean_line(tmp_path: Path, number: signal.Signals) -> None:
-    with TerminalServer(tmp_path, step_s=0.2) as server:
+    with TerminalServer(tmp_path, step_s=0.15) as server:
         server.wait_for("ready · idle")
         server.submit(num_inference_steps=10)
         server.submit(num_inference_steps=10, width=512)
@@ -129,8 +129,8 @@ def test_a_stopped_terminal_stops_nothing_but_itself(tmp_path: Path) -> None:
         server.wait_for("ready · idle")
         server.stop_reading()
         slowest_s = 0.0
-        for number in range(120):
-            server.submit(f"{number} " + "x" * 20_000, num_inference_steps=1)  # 2.4 MB of log, into a pty of a few KB
+        for number in range(50):
+            server.submit(f"{number} " + "x" * 10_000, num_inference_steps=1)  # 500 KB of log, into a pty of a few KB
             start_s = time.monotonic()
             assert server.http.get("/livez").status_code == 200
             slowest_s = max(slowest_s, time.monotonic() - start_s)
@@ -157,9 +157,16 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
         assert not LIVE.search(server.text)
 
 
+def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path) -> None:
+    with TerminalServer(tmp_path, "--log-prompts", "true", PYTHONIOENCODING="ascii", STUB_LOAD_S="0.5") as server:
+        server.wait_for(r"^ cpu weights \w+ \d/7 \| #*-+ +\d+% \|")
+        server.wait_for(r"^ ready \| idle$")
+        server.submit("写真")
+        server.wait_for("images/min$")
+        assert server.written.isascii()
+
+
 def test_no_color_is_kept_to(tmp_path: Path) -> None:
-    for has_colour in (True, False):
-        with TerminalServer(tmp_path, NO_COLOR="" if has_colour else "1", STUB_LOAD_S="0.5") as server:
-            server.wait_for("ready · idle")
-            assert (COLOUR in server.written) == has_colour
-            assert server.end() == 0
+    with TerminalServer(tmp_path, NO_COLOR="1", STUB_LOAD_S="0.5") as server:
+        server.wait_for("ready · idle")
+        assert COLOUR not in server.written

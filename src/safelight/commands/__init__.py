@@ -1,1 +1,1 @@
-"""One module per command that has more to it than a call. Imported only when its command runs."""
+"""One module per command that has more to it than a call, and what they show. Imported only when a command runs."""

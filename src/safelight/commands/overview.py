@@ -62,7 +62,7 @@ def _queue(status: dict[str, Any], columns: int, look: Look) -> str:
 def _worker(worker: dict[str, Any], prompts: dict[str, str], columns: int, look: Look) -> list[str]:
     pieces = [Piece(worker["device"], "1"), Piece(worker["state"], state_style(worker["state"]))]
     if worker["restarts"]:
-        pieces.append(Piece(f"{worker['restarts']} restarts"))
+        pieces.append(Piece(f"{worker['restarts']} restart{'s' if worker['restarts'] > 1 else ''}"))
     if worker["error"]:
         pieces.append(Piece(printable(worker["error"]), "31"))
     lines = [f"worker {worker['id']} " + fitted(pieces, columns - 9, look)]

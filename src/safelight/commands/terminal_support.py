@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from safelight.terminal import AUTO, NEVER, PictureProtocol, is_capable, look_of
 
-_ANSWER_TIMEOUT_S = 0.4
+_ANSWER_TIMEOUT_S = 1.0
+"""Every terminal answers; one that is far away late, and then its answer would look like typed."""
 _ASK_CELL_SIZE, _ASK_ATTRIBUTES = "\x1b[16t", "\x1b[c"
 _CELL_SIZE = re.compile(r"\x1b\[6;(\d+);(\d+)t")
 _ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")

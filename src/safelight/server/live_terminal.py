@@ -26,7 +26,7 @@ _MIN_INTERVAL_S = 0.25
 _LOOK_AT_WIDTH_S = 1.0
 _LAST_WORDS_S = 1.0
 _READ_BYTES = 65536
-_MAX_WAITING_BYTES = 1_000_000
+_MAX_WAITING_BYTES = 250_000
 
 
 class LiveTerminal:
@@ -37,6 +37,7 @@ class LiveTerminal:
 
     def __init__(self, stderr_fd: int = 2) -> None:
         self._stderr_fd = stderr_fd
+        self._encoding = sys.stderr.encoding
         # A description of its own: O_NONBLOCK would otherwise be set for the shell as well.
         self._tty_fd = os.open(os.ttyname(stderr_fd), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         self._saved_fd = os.dup(stderr_fd)
@@ -109,13 +110,13 @@ class LiveTerminal:
 
     def _compose(self, *, is_last: bool) -> bytes:
         """What to write now: text as it comes, lines only if they changed and a quarter of a second is over."""
-        above = self._above.take(is_last=is_last)
+        above = self._above.take(is_last=is_last).decode(self._encoding, "replace")
         lines = () if is_last or _is_in_background(self._tty_fd) else self._render(_columns(self._tty_fd))
         has_changed = list(lines) != list(self._live.shown) and (is_last or time.monotonic() >= self._next_draw_s)
         if not (above or has_changed):
             return b""
         self._next_draw_s = time.monotonic() + _MIN_INTERVAL_S
-        return self._live.draw(lines, above).encode(errors="replace")
+        return self._live.draw(lines, above).encode(self._encoding, "replace")
 
 
 class _Above:
@@ -134,7 +135,7 @@ class _Above:
         else:
             self._lost_lines += written.count(b"\n")
 
-    def take(self, *, is_last: bool) -> str:
+    def take(self, *, is_last: bool) -> bytes:
         whole, newline, self._waiting = self._waiting.rpartition(b"\n")
         taken = whole + newline
         if is_last and self._waiting:
@@ -142,7 +143,7 @@ class _Above:
         if self._lost_lines:
             taken += f"({self._lost_lines} lines were lost while this terminal was stopped)\n".encode()
             self._lost_lines = 0
-        return taken.decode(errors="replace")
+        return taken
 
 
 def _read(fd: int) -> bytes:
