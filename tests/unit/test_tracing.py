@@ -22,7 +22,7 @@ import pytest
 from safelight.config import STUB_MODEL
 from safelight.jobs import JobRequest
 from tests.collector import Collector, ReceivedSpan
-from tests.server_process import ServerProcess
+from tests.server_process import ROOT, ServerProcess
 from tests.unit.running_front import asked
 
 CLIENT_TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -297,3 +297,10 @@ def test_jobs_of_a_server_that_knew_no_traces_are_read(tmp_path: Path) -> None:
     database.close()
     assert "trace_context" in written.decode() and "trace_context" not in old
     assert msgspec.json.decode(old, type=JobRequest) == asked()
+
+
+def test_the_cost_in_the_docs_is_the_recorded_one() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    found = json.loads((ROOT / "benchmarks" / "results" / "tracing.json").read_text())
+    job_ms, step_ms = found["added_ms_per_job"], found["added_us_per_step"] / 1000
+    assert f"{job_ms:.2f} ms more of CPU per job and {step_ms:.2f} ms per step" in page
