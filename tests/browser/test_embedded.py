@@ -59,7 +59,7 @@ def test_the_page_says_what_this_model_knows_and_words_make_a_prompt(server: Ser
             assert page.get_by_role("group", name=group).get_by_role("button").count() == words
         for word in ("small", "lime", "heart"):
             page.get_by_role("button", name=word, exact=True).click()
-        expect(page.get_by_label("What should the picture show?")).to_have_value("small lime heart ")
+        expect(page.get_by_label("What should the picture show?")).to_have_value("a small lime heart ")
         assert visitor.serious_findings() == []
 
 

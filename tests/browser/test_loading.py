@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 from playwright.sync_api import expect
 
@@ -56,3 +57,16 @@ def test_a_worker_that_died_is_seen_to_start_again_and_its_job_goes_on(start: St
         expect(visitor.by_id("progress")).to_contain_text("Its worker was lost: it runs again")
         expect(visitor.pictures).to_have_count(1)
         expect(panel).to_be_hidden()
+
+
+def test_a_server_that_shuts_down_says_so_and_not_that_it_loads(start: Start, visit: Visit) -> None:
+    server = start("--batch-limit", "1", "--grace-period-s", "3", step_s=0.1)
+    with visit(server) as visitor:
+        visitor.ask("cut off by the end", steps=200)
+        expect(visitor.by_id("progress")).to_contain_text("Step")
+        server.process.send_signal(signal.SIGTERM)
+        expect(visitor.by_id("notice")).to_contain_text("The server is shutting down")
+        expect(visitor.by_id("loading")).to_have_count(0)
+        server.process.wait(30)
+        expect(visitor.by_id("notice")).to_contain_text("The server cannot be reached")
+        expect(visitor.by_id("loading")).to_have_count(0)

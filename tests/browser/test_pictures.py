@@ -74,12 +74,14 @@ def test_what_is_copied_makes_the_same_picture(stub: ChaosServer, visit: Visit, 
 
 def test_what_the_server_refuses_is_said_in_its_own_sentence_beside_the_field(stub: ChaosServer, visit: Visit) -> None:
     with visit(stub) as visitor:
+        visitor.make("looked at before")
         visitor.ask("too small", width=8)
         body = {"input": {"prompt": "too small", "width": 8}}
         sentence = stub.post("/v1/predictions", body).json()["error"]["message"]
         expect(visitor.by_id("composer-error")).to_have_text(sentence)
         expect(visitor.page.get_by_label("Width in pixels")).to_have_attribute("aria-invalid", "true")
-        expect(visitor.tiles.filter(has_text="too small")).to_have_count(0)
+        expect(visitor.tile("too small")).to_have_count(0)
+        expect(visitor.job).to_have_attribute("aria-label", "looked at before")
         assert visitor.serious_findings() == []
         visitor.make("now it fits", width=64)
         expect(visitor.by_id("composer-error")).to_have_count(0)

@@ -117,8 +117,7 @@ export class Jobs {
   #put(job) {
     const list = this.list.value;
     const place = list.findIndex((known) => known.id === job.id);
-    if (place >= 0) this.list.value = list.with(place, job);
-    else if (this.#isFound(job)) this.list.value = [job, ...list];
+    this.list.value = place >= 0 ? list.with(place, job) : [job, ...list];
   }
 
   #remove(id) {
@@ -137,15 +136,17 @@ export class Jobs {
    */
   async submit(input, params) {
     const id = newId();
-    if (this.search.value) await this.find("");
+    const before = this.selectedId.value;
     this.#put({ id, status: "sending", input, params, created_at: new Date().toISOString(), warnings: [] });
     this.select(id);
     try {
       this.#put(await this.#send(id, input));
     } catch (error) {
       this.#remove(id);
+      this.select(before);
       throw error;
     }
+    if (!this.#isFound({ params })) await this.find("");
   }
 
   async #send(id, input) {

@@ -45,7 +45,8 @@ export function Vocabulary({ session, model, field }) {
     const { selectionStart: start, selectionEnd: end } = field.current;
     const place = document.activeElement === field.current ? [start, end] : [prompt.length, prompt.length];
     const before = prompt.slice(0, place[0]).replace(/\s*$/, (space) => (place[0] ? " " : space));
-    session.set({ prompt: `${before}${word} ${prompt.slice(place[1]).trimStart()}` });
+    const article = prompt.trim() || model.vocabulary.positions?.includes(word) ? "" : /^[aeiou]/.test(word) ? "an " : "a ";
+    session.set({ prompt: `${before}${article}${word} ${prompt.slice(place[1]).trimStart()}` });
   };
   return html`
     <details class="vocabulary">

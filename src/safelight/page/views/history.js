@@ -3,7 +3,7 @@
 import { html } from "../html.js";
 import { isOpen } from "../jobs.js";
 import { useValue } from "../observable.js";
-import { useRef, useState } from "../vendor/hooks.js";
+import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 import { showStage } from "./composer.js";
 import { Icon } from "./icons.js";
@@ -43,14 +43,18 @@ export function History({ session }) {
 
 function Search({ jobs }) {
   const timer = useRef(0);
+  const search = useValue(jobs.search);
+  const [text, setText] = useState(search);
+  useEffect(() => setText(search), [search]);
   const onInput = ({ target }) => {
     clearTimeout(timer.current);
+    setText(target.value);
     timer.current = setTimeout(() => jobs.find(target.value), SEARCH_PAUSE_MS);
   };
   return html`
     <label class="search">
       <${Icon} name="search" />
-      <input type="search" placeholder="Search" aria-label="Search the prompts" onInput=${onInput} />
+      <input type="search" placeholder="Search" aria-label="Search the prompts" value=${text} onInput=${onInput} />
     </label>
   `;
 }

@@ -2,6 +2,7 @@
 
 import { html } from "../html.js";
 import { useValue } from "../observable.js";
+import { Connection } from "../server.js";
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 
@@ -12,9 +13,12 @@ const PHASES = [
 ];
 const SERVING = ["ready", "busy"];
 
-export function LoadingPanel({ session }) {
+/** `isBrief` where there is something else to look at. */
+export function LoadingPanel({ session, isBrief }) {
   const status = useValue(session.server.status);
-  if (!status || status.workers.some((worker) => SERVING.includes(worker.state))) return null;
+  const connection = useValue(session.server.connection);
+  if (!status || connection === Connection.LOST || status.status === "draining") return null;
+  if (status.workers.some((worker) => SERVING.includes(worker.state))) return null;
   const worker = furthest(status.workers);
   if (status.status === "failed") return html`<${FailedLoad} session=${session} sentence=${worker.error} />`;
   const isAgain = worker.restarts > 0;
@@ -24,8 +28,10 @@ export function LoadingPanel({ session }) {
       <p class="quiet" data-testid="phase">${words.phase(worker)} on ${worker.device}<${LoadTime} worker=${worker} /></p>
       ${worker.error && html`<p class="reason">${worker.error}</p>`}
       <${Phases} worker=${worker} />
-      <${Components} worker=${worker} />
-      <p class="quiet">What you ask for now waits in line until the model is ready.</p>
+      ${!isBrief && html`
+        <${Components} worker=${worker} />
+        <p class="quiet">What you ask for now waits in line until the model is ready.</p>
+      `}
     </section>
   `;
 }

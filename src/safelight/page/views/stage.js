@@ -1,6 +1,7 @@
 /** The middle of the page: how loading goes, and the job that is looked at. */
 
 import { html } from "../html.js";
+import { isOpen } from "../jobs.js";
 import { useValue } from "../observable.js";
 import { LoadingPanel } from "./loading.js";
 import { JobView } from "./job.js";
@@ -13,7 +14,7 @@ export function Stage({ session }) {
   return html`
     <section class="stage" id="stage" tabindex="-1" aria-label="The picture">
       <${Notices} server=${session.server} />
-      <${LoadingPanel} session=${session} />
+      <${LoadingPanel} session=${session} isBrief=${job !== null && !isOpen(job)} />
       ${job ? html`<${JobView} key=${job.id} session=${session} job=${job} />` : html`<${Empty} session=${session} />`}
     </section>
   `;
