@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import termios
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from safelight.commands.overview import overview
@@ -88,6 +90,21 @@ def test_the_terminal_is_given_back_however_it_ends(server: ChaosServer, how: st
             top.process.send_signal(how)
         assert top.wait() == (0 if isinstance(how, str) else 128 + how)
         assert top.has_given_back()
+
+
+def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(server: ChaosServer) -> None:
+    with Top(server) as top:
+        top.wait_for("^worker 0 cpu · ready")
+        top.type("\x1a")
+        top.poll(lambda: psutil.Process(top.process.pid).status() == psutil.STATUS_STOPPED)
+        top.poll(lambda: LEFT in top.written)
+        assert top.has_given_back()
+        before = len(top.written)
+        top.process.send_signal(signal.SIGCONT)
+        top.poll(lambda: "worker 0 cpu" in re.sub(r"\x1b\[[\d;]*m", "", top.written[before:]))
+        assert not top.is_cursor_visible
+        top.type("q")
+        assert top.wait() == 0
 
 
 def test_nothing_is_drawn_but_what_changed(server: ChaosServer) -> None:
