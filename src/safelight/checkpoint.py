@@ -15,6 +15,9 @@ import msgspec
 
 from safelight.config import EMBEDDED_MODEL, STUB_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
+from safelight.hub.manifest import read_manifest
+from safelight.hub.model_name import parse_model_name
+from safelight.hub.snapshots import find_snapshot
 from safelight.model_card import ModelCard
 from safelight.safetensors_header import SafetensorsHeader, read_header
 
@@ -40,6 +43,9 @@ _CLASSES: dict[str, tuple[str, frozenset[str]]] = {
 }
 _WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
 _WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "scheduler")
+
+COMPONENTS = tuple(_CLASSES)
+"""Folders of a checkpoint, in the order in which they load."""
 
 Parsed = TypeVar("Parsed")
 
@@ -69,25 +75,47 @@ class Checkpoint:
         return sum(component.weight_bytes for component in self.components)
 
 
-def open_checkpoint(model: str) -> Checkpoint:
-    """Finds and checks a model given as ``safelight/shapes`` or as a directory.
+def open_checkpoint(model: str, models_dir: Path | None = None) -> Checkpoint:
+    """Finds and checks a model given as ``safelight/shapes``, as a directory, or as it was pulled into ``models_dir``.
 
-    Raises ``CheckpointNotFound`` or ``CheckpointInvalid`` with a sentence that names the file or the remedy.
+    The bytes of weights are not looked at. Raises ``CheckpointNotFound`` or ``CheckpointInvalid`` with a sentence that
+    names the file or the remedy.
     """
     if model == STUB_MODEL:
         return _STUB
+    path = _find(model, models_dir)
+    index = read_index(path / "model_index.json")
+    components = tuple(_read_component(path, name, index.get(name)) for name in _CLASSES)
+    manifest = read_manifest(path)
+    return Checkpoint(path.resolve(), components, _read_card(path, manifest.repository if manifest else model))
+
+
+def _find(model: str, models_dir: Path | None) -> Path:
     # os.path, not pathlib: a name too long, an unknown ~user or a forbidden folder is "not there", not an exception.
     path = _EMBEDDED_DIR if model == EMBEDDED_MODEL else Path(os.path.expanduser(model))
-    if not os.path.isdir(path):
+    if os.path.isdir(path):
+        return path
+    name = parse_model_name(model)
+    if name is None:
         raise CheckpointNotFound(
             f"there is no model {model!r}: give the directory of a FLUX.1 checkpoint in diffusers layout, "
             f"or {EMBEDDED_MODEL!r} for the embedded one"
         )
-    index = _read_json(path / "model_index.json", dict[str, Any])
+    snapshot = None if models_dir is None else find_snapshot(models_dir, name)
+    if snapshot is None:
+        raise CheckpointNotFound(
+            f"there is no model {model!r}, neither as a directory nor pulled: run `safelight pull {model}`, "
+            f"or take {EMBEDDED_MODEL!r}, the embedded one"
+        )
+    return snapshot
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The ``model_index.json`` of a pipeline that can be served. Raises ``CheckpointInvalid``."""
+    index = _read_json(path, dict[str, Any])
     if index.get("_class_name") != "FluxPipeline":
-        raise CheckpointInvalid(f"{path / 'model_index.json'} is for {index.get('_class_name')}, not FluxPipeline")
-    components = tuple(_read_component(path, name, index.get(name)) for name in _CLASSES)
-    return Checkpoint(path.resolve(), components, _read_card(path, model))
+        raise CheckpointInvalid(f"{path} is for {index.get('_class_name')}, not FluxPipeline")
+    return index
 
 
 def _read_component(path: Path, name: str, entry: object) -> Component:

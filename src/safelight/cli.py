@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``generate``, ``jobs``, ``top``, ``doctor``. Parses, calls, prints error sentences."""
+"""The command line: ``serve``, ``pull``, ``generate``, ``jobs``, ``top``, ``doctor``. Parses, calls, prints errors."""
 
 from __future__ import annotations
 
@@ -60,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="print the state once and end")
     top.set_defaults(run=_top)
 
+    pull = commands.add_parser("pull", help="download a model from the Hugging Face hub", allow_abbrev=False)
+    _add_pull_options(pull)
+    pull.set_defaults(run=_pull)
+
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine", allow_abbrev=False)
     _add_settings(doctor)
     doctor.set_defaults(run=_doctor)
@@ -74,6 +78,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             metavar=setting.name.upper(),
             help=f"{setting.metadata['help']} [env: {ENV_PREFIX}{setting.name.upper()}] [default: {default}]",
         )
+    _add_config(parser)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"TOML file with settings [env: {ENV_PREFIX}CONFIG]"
     )
@@ -90,6 +98,15 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_show(parser)
     parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
     parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
+
+
+def _add_pull_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="OWNER/NAME, or OWNER/NAME@REVISION")
+    _add_config(parser)
+    parser.add_argument("--data-dir", help=f"as the server's [env: {ENV_PREFIX}DATA_DIR]")
+    parser.add_argument("--models-dir", help=f"as the server's [env: {ENV_PREFIX}MODELS_DIR]")
+    parser.add_argument("--token-file", type=Path, help="file with the hub's token [env, the token: HF_TOKEN]")
+    parser.add_argument("--endpoint", metavar="URL", help="address of the hub [env: HF_ENDPOINT]")
 
 
 def _add_server_options(
@@ -141,7 +158,7 @@ def _count(text: str) -> int:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The settings from flags, environment and file. Raises ``ConfigError``."""
-    flags = {setting.name: getattr(args, setting.name) for setting in settings()}
+    flags = {setting.name: getattr(args, setting.name, None) for setting in settings()}
     file = args.config or os.environ.get(f"{ENV_PREFIX}CONFIG")
     return load_config(flags, os.environ, Path(file) if file else None)
 
@@ -172,6 +189,13 @@ def _top(args: argparse.Namespace) -> int:
     from safelight.commands.top import top
 
     return top(args)
+
+
+def _pull(args: argparse.Namespace) -> int:
+    config = config_of(args)
+    from safelight.commands.pull import pull
+
+    return pull(args, config.pulled_models)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -19,7 +19,10 @@ ENV_PREFIX = "SAFELIGHT_"
 EMBEDDED_MODEL = "safelight/shapes"
 STUB_MODEL = "safelight/stub"
 
-_NO_SETTINGS = (f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}API_KEY")
+HUB_TOKEN_VARIABLES = (f"{ENV_PREFIX}HUB_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Where ``safelight pull`` looks for a token, in this order; no worker sees them."""
+
+_NO_SETTINGS = (f"{ENV_PREFIX}CONFIG", f"{ENV_PREFIX}API_KEY", HUB_TOKEN_VARIABLES[0])
 _MIN_KEY_CHARS = 8
 _TRACES_PATH = "/v1/traces"
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
@@ -161,7 +164,11 @@ def parse_size(value: str) -> tuple[int, int]:
 class Config:
     """One field per setting; the environment variable is ``SAFELIGHT_`` and the name in upper case."""
 
-    model: str = _setting(EMBEDDED_MODEL, "the embedded model's name, or a checkpoint directory", _text)
+    model: str = _setting(
+        EMBEDDED_MODEL,
+        "the embedded model's name, a checkpoint directory, or OWNER/NAME[@REVISION] as it was pulled",
+        _text,
+    )
     host: str = _setting("127.0.0.1", "address to listen on", _text)
     port: int = _setting(8000, "port to listen on; 0 picks a free one", _whole_number(0, 65535))
     device: str = _setting("auto", "auto, cpu, cuda or cuda:0,1; auto takes every CUDA device, else the CPU", _device)
@@ -188,6 +195,9 @@ class Config:
     )
     data_dir: Path = _setting(  # noqa: RUF009 (the default is a Path, and immutable)
         Path("safelight-data"), "directory for what outlives a run", lambda value: Path(_text(value))
+    )
+    models_dir: Path | None = _setting(  # noqa: RUF009 (as above)
+        None, "directory of pulled models; empty: models in the data directory", _path
     )
     queue_limit: int = _setting(64, "jobs that may wait; one more is refused with 429", _whole_number(1, 100_000))
     grace_period_s: float = _setting(30.0, "seconds that running jobs get to finish after SIGTERM", _seconds)
@@ -262,6 +272,11 @@ class Config:
     log_format: str = _setting(
         "text", "of the log on stderr: text, or json, one object per line", _one_of("text", "json")
     )
+
+    @property
+    def pulled_models(self) -> Path:
+        """Where ``safelight pull`` puts models."""
+        return self.models_dir or self.data_dir / "models"
 
 
 def settings() -> tuple[Field[Any], ...]:

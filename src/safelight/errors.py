@@ -4,6 +4,7 @@ SafelightError
 ├── ConfigError                 a setting is wrong (exit code 2)
 ├── PortInUse                   another process listens there (exit code 1)
 ├── StoreError                  the data directory cannot be used (exit code 1)
+├── PullError                   a model could not be downloaded (exit code 1); its leaves: ``hub/errors.py``
 ├── ProtocolError               front and worker do not understand each other
 ├── InvalidTransition           a job was asked to make a move that it may not make
 ├── InvalidRequest         400  what was asked cannot be done as written
@@ -87,6 +88,12 @@ class StoreError(SafelightError):
     """The data directory is used by another server, from a newer version, or damaged; the message says what to do."""
 
     code, title = "store_error", "Data directory cannot be used"
+
+
+class PullError(SafelightError):
+    """A model could not be downloaded; what has arrived of it is kept, so that the next pull goes on."""
+
+    code, title = "pull_failed", "Model could not be downloaded"
 
 
 class ProtocolError(SafelightError):

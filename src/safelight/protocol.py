@@ -29,10 +29,10 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Load(Message, frozen=True):
-    """Load the checkpoint in this directory onto the device, then warm up each size (width, height in pixels).
+    """Load the checkpoint of this name onto the device, then warm up each size (width, height in pixels).
 
     ``batch_limit`` is how many rows may share a step at most, 0 leaves it to measured times; compiled kernels are kept
-    in ``cache_dir``, if it is not empty.
+    in ``cache_dir``, if it is not empty; ``models_dir`` has the models that can be named as on the hub.
     """
 
     model: str
@@ -43,6 +43,7 @@ class Load(Message, frozen=True):
     step_cache: int = 1
     batch_limit: int = 0
     cache_dir: str = ""
+    models_dir: str = ""
 
 
 class Generate(Message, frozen=True):

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from safelight import __version__
 from safelight.cli import build_parser
 from safelight.config import Config, load_config, settings
-from safelight.errors import ConfigError, PortInUse, SafelightError, StoreError
+from safelight.errors import ConfigError, PortInUse, PullError, SafelightError, StoreError
 from safelight.model_card import ModelCard
 from safelight.server import bfl, edits, images, prediction_request
 from safelight.server.app import APIS
@@ -74,7 +74,7 @@ def test_every_error_has_a_remedy() -> None:
     rows = {cells[0]: cells for cells in re.findall(r"^\| `(\w+)` \|(.*)\| (\S.*\S) \|$", page, re.MULTILINE)}
     assert set(rows) == set(kinds) - {"safelight_error", "protocol_error", "invalid_transition"}
     for code, kind in kinds.items():
-        if code in rows and not issubclass(kind, ConfigError | PortInUse | StoreError):
+        if code in rows and not issubclass(kind, ConfigError | PortInUse | StoreError | PullError):
             assert rows[code][1].split("|")[0].strip() == str(kind.status), code
         assert f"`{code}`" in page, code
 

@@ -70,7 +70,7 @@ def _port(config: Config) -> Iterator[Finding]:
 
 
 def _model(config: Config) -> Iterator[Finding]:
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_checkpoint(config.model, config.pulled_models)
     yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
     for device in resolve_devices(config.device):
         dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)

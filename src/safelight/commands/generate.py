@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import secrets
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from safelight.client import Client, Picture, find_server
 from safelight.commands.developing import Developing
 from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
-from safelight.config import parse_size
+from safelight.config import load_config, parse_size
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
 from safelight.params import GenerationParams, ImageFormat
 
@@ -65,7 +66,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
     from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
 
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_checkpoint(args.model, load_config({}, os.environ).pulled_models)
     card = checkpoint.card
     width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(

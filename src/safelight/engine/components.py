@@ -69,6 +69,9 @@ class _Loading:
             self._count(self._transfer.arrived())
         with self._report.phase("to_device"):
             self._count(self._transfer.finish())
+            for component in self._checkpoint.components:
+                if component.weight_bytes:
+                    _check_values(parts[component.name], self._checkpoint.path / component.name)
         return parts
 
     def _load(self, component: Component, stored: dict[str, weights.StoredTensor]) -> object:
@@ -113,6 +116,25 @@ class _Loading:
             wanted = self._dtype if tensor.is_floating_point() else tensor.dtype
             tensor.data = tensor.data.to(device=self._device, dtype=wanted, copy=True)
             self._report.moved(name, source_bytes)
+
+
+def _check_values(module: Any, folder: Path) -> None:
+    """Raises ``CheckpointInvalid`` for weights that nothing filled, or that are no numbers: they would draw noise."""
+    import torch
+
+    weights_by_name = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
+    empty = [name for name, tensor in weights_by_name.items() if tensor.is_meta]
+    if empty:
+        raise CheckpointInvalid(f"{folder} lacks {len(empty)} weights, the first is {empty[0]}")
+    floating = {name: tensor for name, tensor in weights_by_name.items() if tensor.is_floating_point()}
+    # The largest and the least: NaN and infinity show in them, and no tensor of the same size is made for it.
+    extremes = [torch.stack(torch.aminmax(tensor)).float() for tensor in floating.values()]
+    if not extremes:
+        return
+    is_finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
+    wrong = [name for name, is_right in zip(floating, is_finite, strict=True) if not is_right]
+    if wrong:
+        raise CheckpointInvalid(f"{folder} has NaN or infinity in {len(wrong)} weights, the first is {wrong[0]}")
 
 
 @contextlib.contextmanager

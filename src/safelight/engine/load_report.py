@@ -62,6 +62,11 @@ class LoadReport:
         self._bytes_done[name] = 0
         self._component = name
 
+    def looking_at(self, name: str | None) -> None:
+        """What the phase has come to, where no bytes move."""
+        self._component = name
+        self._tell()
+
     def moved(self, name: str, moved_bytes: int) -> None:
         """Adds bytes that now lie on the device, at most as many as the component was announced with."""
         moved_bytes = min(moved_bytes, self._bytes_left[name])

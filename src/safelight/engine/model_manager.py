@@ -26,6 +26,8 @@ from safelight.engine.sources import Source
 from safelight.engine.timeline import Timeline
 from safelight.engine.weight_files import read_ahead
 from safelight.errors import JobCancelled, Unavailable
+from safelight.hub.manifest import has_manifest
+from safelight.hub.verification import verify
 from safelight.params import GenerationParams
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,10 @@ class ModelManager:
     def _build(self, checkpoint: Checkpoint, device: str, options: EngineOptions, report: LoadReport) -> Any:
         """The model that a ``Batch`` drives."""
         options.prepare_process()
+        if has_manifest(checkpoint.path):
+            with report.phase("verify"):
+                verify(checkpoint.path, lambda name: report.looking_at(name.partition("/")[0]))
+                report.looking_at(None)
         read_ahead(checkpoint)  # while the libraries are imported
         with report.phase("import"):
             pipelines.import_libraries()

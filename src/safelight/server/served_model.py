@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from safelight.checkpoint import Checkpoint, open_checkpoint
 from safelight.errors import LoadError, ModelNotFound, Unavailable
@@ -15,8 +16,9 @@ _ALIAS_PREFIXES = ("gpt-image-", "dall-e-", "chatgpt-image-")
 class ServedModel:
     """Knows its card once ``refresh`` has read the files; until then requests get the reason why not."""
 
-    def __init__(self, name: str, *, has_aliases: bool = True) -> None:
+    def __init__(self, name: str, models_dir: Path | None = None, *, has_aliases: bool = True) -> None:
         self.name = name
+        self._models_dir = models_dir
         self._has_aliases = has_aliases
         self._checkpoint: Checkpoint | None = None
         self._error: LoadError | None = None
@@ -25,7 +27,7 @@ class ServedModel:
     async def refresh(self) -> None:
         """Reads the files again, in a thread. Raises ``LoadError`` if they are not a whole checkpoint."""
         try:
-            self._checkpoint, self._error = await asyncio.to_thread(open_checkpoint, self.name), None
+            self._checkpoint, self._error = await asyncio.to_thread(open_checkpoint, self.name, self._models_dir), None
         except LoadError as error:
             self._checkpoint, self._error = None, error
             raise

@@ -31,4 +31,5 @@ def load_message(config: Config, device: Device) -> Load:
         config.step_cache,
         config.batch_limit,
         compile_cache(config.data_dir),
+        str(config.pulled_models),
     )

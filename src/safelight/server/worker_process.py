@@ -10,11 +10,20 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from safelight.config import ENV_PREFIX
+from safelight.config import ENV_PREFIX, HUB_TOKEN_VARIABLES
 from safelight.protocol import Channel, Message, Shutdown, WorkerMessage
 from safelight.server.worker_log import MAX_LINE_BYTES, relay
 
 WORKER_COMMAND = (sys.executable, "-m", "safelight.engine.worker")
+
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""A worker's libraries ask nobody, run no code of a model, and look for no token."""
 
 _EXIT_GRACE_S = 2.0
 _DUMP_S = 0.3
@@ -60,7 +69,7 @@ class WorkerProcess:
                     stderr=None if relay_as is None else asyncio.subprocess.PIPE,
                     limit=MAX_LINE_BYTES,
                     pass_fds=(theirs.fileno(),),
-                    env=_without_secrets(os.environ) | dict(environment),
+                    env=_without_secrets(os.environ) | _OFFLINE | dict(environment),
                     # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
                     process_group=0,
                 )
@@ -120,5 +129,9 @@ class WorkerProcess:
 
 
 def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """API keys are the front's; a worker reads none of its settings from the environment."""
-    return {name: value for name, value in environment.items() if not name.startswith(ENV_PREFIX)}
+    """API keys are the front's, tokens those of ``safelight pull``; a worker reads no settings from the environment."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith((ENV_PREFIX, "HF_OIDC_")) and name not in HUB_TOKEN_VARIABLES
+    }
