@@ -109,6 +109,13 @@ class Warm(Message, frozen=True):
     rows: int
 
 
+class Memory(Message, frozen=True):
+    """What is used of the device's memory, by whomever, and how much there is; on a CPU what this process uses."""
+
+    used_bytes: int
+    total_bytes: int
+
+
 class LoadFailed(Message, frozen=True):
     """Loading failed for good with this error; the worker exits."""
 
@@ -195,7 +202,7 @@ class Cancelled(Message, frozen=True):
 FrontMessage = Load | Generate | Cancel | Shutdown
 JobOutcome = Succeeded | Failed | Cancelled | Unfit
 JobProgress = StepDone | Preview | Drawn
-WorkerMessage = LoadProgress | Ready | Warm | LoadFailed | JobProgress | JobOutcome
+WorkerMessage = LoadProgress | Ready | Warm | Memory | LoadFailed | JobProgress | JobOutcome
 
 Received = TypeVar("Received")
 

@@ -126,7 +126,7 @@ def _show_status(visitor: Visitor) -> None:
     expect(visitor.by_id("worker-state")).to_be_visible()
 
 
-def test_the_operator_sees_workers_queue_throughput_errors_and_the_load_live(start: Start, visit: Visit) -> None:
+def test_the_operator_sees_workers_memory_queue_throughput_errors_and_the_load_live(start: Start, visit: Visit) -> None:
     server = start("--faults", "engine.step@40=kill", step_s=0.05, STUB_LOAD_S="1")
     with visit(server) as visitor:
         visitor.make("made before", steps=3)
@@ -135,6 +135,7 @@ def test_the_operator_sees_workers_queue_throughput_errors_and_the_load_live(sta
         expect(state).to_have_text("ready")
         expect(page.get_by_text("1 since the start")).to_be_visible()
         expect(page.get_by_text(re.compile(r"weights \d+\.\d s · warmup"))).to_be_visible()
+        expect(page.get_by_role("meter", name="Memory")).to_be_visible()
         server.submit("seen", steps=60)
         expect(state).to_have_text("busy")
         expect(page.get_by_role("progressbar", name=re.compile("Steps of req_"))).to_be_visible()

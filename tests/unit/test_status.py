@@ -78,6 +78,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "job": None,
         "jobs": [],
         "batch_tokens": 0,
+        "memory": None,
         "warm": {},
     }
 

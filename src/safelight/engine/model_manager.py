@@ -20,6 +20,7 @@ from safelight.engine.batch_size import measure_batch_tokens
 from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
+from safelight.engine.memory import OnMemory, memory_of
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
@@ -54,7 +55,10 @@ class ModelManager:
         self.batch_tokens = 0
         """Tokens up to which jobs of one shape gain by sharing a step; 0: never."""
         self.on_warm: OnWarm = lambda *_: None
+        self.on_memory: OnMemory = lambda _: None
+        """Told after each job, from the GPU thread."""
         self._batch: Batch | None = None
+        self._device = "cpu"
         self._closed = False
 
     async def __aenter__(self) -> ModelManager:
@@ -89,6 +93,7 @@ class ModelManager:
         self._batch = Batch(model, lambda *use: self.on_warm(*use))
         self._batch.max_rows = options.batch_limit
         self.checkpoint = checkpoint
+        self._device = device
         self.phase_seconds = report.phase_seconds
 
     def _build(self, checkpoint: Checkpoint, device: str, options: EngineOptions, report: LoadReport) -> Any:
@@ -176,6 +181,8 @@ class ModelManager:
         except Exception as error:
             log.exception("a defect of the batch")
             batch.fail(error)
+        if job.outcome.exception() is None:  # of a device that broke there is nothing to ask
+            self.on_memory(memory_of(self._device))
 
     async def cleanup(self) -> None:
         """Frees the model and ends the GPU thread; calling it again does nothing."""

@@ -134,6 +134,7 @@ class Worker:
             if self._credentials is not None:
                 self._provenance = await asyncio.to_thread(Provenance, *self._credentials, checkpoint.card.id)
             self._manager.on_warm = lambda *use: self._send_from_thread(Warm(*use))
+            self._manager.on_memory = self._send_from_thread
             await self._manager.load_model(checkpoint, load.device, _options(load), self._send_from_thread)
             total = checkpoint.weight_bytes
             parts = len(checkpoint.components)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from safelight.protocol import LoadProgress, Warm
+from safelight.protocol import LoadProgress, Memory, Warm
 
 
 class LoadState:
@@ -17,6 +17,7 @@ class LoadState:
         self.progress = LoadProgress("starting", None, 0, 0, 0, 0)
         self.phase_seconds: dict[str, float] = {}
         self.batch_tokens = 0
+        self.memory: Memory | None = None
         self.warm: dict[tuple[int, int], set[int]] = {}
         self._expected_s = expected_s
         self._started_s = time.monotonic()

@@ -61,6 +61,7 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "job": jobs[0] if jobs else None,
         "jobs": jobs,
         "batch_tokens": load.batch_tokens,
+        "memory": load.memory and {"used_bytes": load.memory.used_bytes, "total_bytes": load.memory.total_bytes},
         "warm": {f"{width}x{height}": sorted(rows) for (width, height), rows in sorted(load.warm.items())},
     }
 

@@ -22,6 +22,7 @@ from safelight.protocol import (
     JobProgress,
     LoadFailed,
     LoadProgress,
+    Memory,
     Preview,
     Ready,
     StepDone,
@@ -207,6 +208,9 @@ class Worker:
                 self._became_ready(message)
             case Warm():
                 self.load.warmed(message)
+                self._changes.announce()
+            case Memory():
+                self.load.memory = message
                 self._changes.announce()
             case LoadFailed(code, text):
                 error = error_from_code(code, text)

@@ -45,10 +45,18 @@ function Facts({ session, worker }) {
     <dl class="facts">
       <dt>Restarts</dt><dd>${worker.restarts}</dd>
       <dt>Weights</dt><dd>${words.bytes(weights)}</dd>
+      ${worker.memory && html`<dt>Memory</dt><dd><${Memory} memory=${worker.memory} /></dd>`}
       <dt>At once</dt><dd>${worker.batch_tokens ? `jobs of up to ${worker.batch_tokens} tokens together` : "one job"}</dd>
       ${warm.length > 0 && html`<dt>Warm</dt><dd>${warm.join(" · ")}</dd>`}
       ${phases.length > 0 && html`<dt>Last load</dt><dd><${Phases} phases=${phases} seconds=${worker.seconds} /></dd>`}
     </dl>
+  `;
+}
+
+function Memory({ memory: { used_bytes, total_bytes } }) {
+  return html`
+    ${words.bytes(used_bytes)} of ${words.bytes(total_bytes)}
+    <meter class="memory" aria-label="Memory" max=${total_bytes} value=${used_bytes}></meter>
   `;
 }
 
