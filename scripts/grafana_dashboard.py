@@ -145,8 +145,15 @@ ROWS: dict[str, list[Panel]] = {
             {"{{instance}} worker {{worker}} {{phase}}": "safelight_load_seconds@"},
             "bargauge",
             "s",
-            16,
             options={"orientation": "horizontal"},
+        ),
+        Panel(
+            "Device memory",
+            {
+                "{{instance}} {{device}} used": "safelight_device_memory_used_bytes@",
+                "{{instance}} {{device}} of": "safelight_device_memory_bytes@",
+            },
+            unit="bytes",
         ),
     ],
     "Workers": [

@@ -13,14 +13,16 @@ PATH = "/v1/images/generations"
 
 
 def test_a_real_models_steps_are_spans_within_the_clients_trace(tmp_path: Path) -> None:
-    with Collector() as collector:
-        with ServerProcess(tmp_path, "--device", "cpu", "--otlp-endpoint", collector.url) as server:
-            server.wait_until_ready()
-            body = {"prompt": "prompt-marker", "num_inference_steps": 3, "n": 2}
-            headers = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
-            assert server.http.post(PATH, json=body, headers=headers).status_code == 200
-            spans = collector.wait_for_names("encode image", "store", f"POST {PATH}")
-            assert server.stop() == 0
+    with (
+        Collector() as collector,
+        ServerProcess(tmp_path, "--device", "cpu", "--otlp-endpoint", collector.url) as server,
+    ):
+        server.wait_until_ready()
+        body = {"prompt": "prompt-marker", "num_inference_steps": 3, "n": 2}
+        headers = {"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
+        assert server.http.post(PATH, json=body, headers=headers).status_code == 200
+        spans = collector.wait_for_names("encode image", "store", f"POST {PATH}")
+        assert server.stop() == 0
     assert {span.trace_id for span in spans} == {TRACE}
     by_name = {name: [span for span in spans if span.name == name] for name in {span.name for span in spans}}
     (request,), (attempt,), (denoise,) = by_name[f"POST {PATH}"], by_name["attempt"], by_name["denoise"]

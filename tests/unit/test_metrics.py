@@ -68,7 +68,7 @@ async def test_the_page_is_prometheus_text_without_prompts_or_ids(tmp_path: Path
         answer = await client.get("/metrics")
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert "marker" not in answer.text and "job_" not in answer.text
-        assert {f"safelight_{name}" for name in GAUGES} <= set(scrape(answer.text))
+        assert all(f"# TYPE safelight_{name} gauge\n" in answer.text for name in GAUGES)
 
 
 async def test_what_has_not_happened_yet_is_zero_so_that_the_first_time_is_an_increase(

@@ -30,7 +30,14 @@ from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
 from safelight.server.secret_file import read_or_make_key
 from safelight.server.served_model import LISTED_ALIASES, ServedModel
-from safelight.server.status import ServerStatus, load_seconds, overall_status, worker_states, worker_status
+from safelight.server.status import (
+    ServerStatus,
+    device_memory,
+    load_seconds,
+    overall_status,
+    worker_states,
+    worker_status,
+)
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
@@ -191,6 +198,7 @@ class Front:
             "workers_ready": sum(worker.is_serving for worker in self.workers),
             "worker_state": worker_states(self.workers),
             "load_seconds": load_seconds(self.workers),
+            **device_memory(self.workers),
             "storage_ok": self.store.trouble is None,
             "uptime_seconds": self.uptime_s,
             "build_info": {(__version__, self.model.name): 1},

@@ -122,6 +122,8 @@ GAUGES = {
     "workers_ready": "Workers that are ready or busy.",
     "worker_state": "1 for the state that a worker is in, 0 for the others.",
     "load_seconds": "What the phases of a worker's last load took.",
+    "device_memory_used_bytes": "What is used of a device's memory, by whomever; on a CPU by the worker.",
+    "device_memory_bytes": "Memory of a device.",
     "storage_ok": "1 while the data directory can be written.",
     "uptime_seconds": "Seconds since the process began.",
     "build_info": "Always 1.",
@@ -129,6 +131,8 @@ GAUGES = {
 LABELS = {
     "worker_state": ("worker", "device", "state"),
     "load_seconds": ("worker", "device", "phase"),
+    "device_memory_used_bytes": ("worker", "device"),
+    "device_memory_bytes": ("worker", "device"),
     "build_info": ("version", "model"),
 }
 

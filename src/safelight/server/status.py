@@ -91,5 +91,14 @@ def load_seconds(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
     }
 
 
+def device_memory(workers: Sequence[Worker]) -> dict[str, dict[tuple[str, ...], float]]:
+    """Used and all memory of each worker's device, as it said last."""
+    said = [((str(worker.id), worker.device.name), worker.load.memory) for worker in workers]
+    return {
+        "device_memory_used_bytes": {labels: memory.used_bytes for labels, memory in said if memory},
+        "device_memory_bytes": {labels: memory.total_bytes for labels, memory in said if memory},
+    }
+
+
 def _running_job(job: Job) -> dict[str, Any]:
     return {"id": job.id, "request_id": job.request.request_id, "step": job.step, "total_steps": job.params.total_steps}
