@@ -26,7 +26,12 @@ NAME = "images.example.org"
 PAGE = ROOT / "docs" / "let-others-in.md"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+@pytest.fixture(scope="module", autouse=True)
+def _nginx() -> None:
+    if NGINX is None:
+        reason = "no nginx: apt-get install nginx-light"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
