@@ -132,7 +132,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Jobs that share a step",
-            {"mean": _mean("safelight_batch_jobs"), "p95": _quantile(0.95, "safelight_batch_jobs")},
+            {"mean": _mean("safelight_batch_jobs")},
             help="1 means that jobs come one at a time, or that their sizes differ.",
         ),
         Panel(
