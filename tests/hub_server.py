@@ -104,12 +104,17 @@ def _is_large(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that are killed are what it is there for."""
+
+
 def _listen(hub: HubServer, host: str) -> ThreadingHTTPServer:
     class Handler(_Handler):
         server_of = hub
         host_name = host
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server

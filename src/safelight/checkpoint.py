@@ -155,6 +155,11 @@ def _read_weights(folder: Path, file_name: str) -> list[SafetensorsHeader]:
     for tensor, shard in weight_map.items():
         if tensor not in headers[shard].tensors:
             raise CheckpointInvalid(f"{folder / shard} lacks the tensor {tensor} that {index_path.name} promises")
+    for shard, header in headers.items():
+        if unknown := [tensor for tensor in header.tensors if weight_map.get(tensor) != shard]:
+            raise CheckpointInvalid(
+                f"{folder / shard} has the tensor {unknown[0]} that {index_path.name} does not know"
+            )
     return list(headers.values())
 
 

@@ -18,6 +18,8 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_TENSORS = 20_000
 
 _LENGTH = struct.Struct("<Q")
+_MAX_COLONS = 5 * MAX_TENSORS
+"""A tensor has four, in its name, dtype, shape and offsets; counting them is quicker than parsing."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ def read_header(path: Path) -> SafetensorsHeader:
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
     entries = _parse(path, raw)
-    weight_bytes = max((entry.data_offsets[1] for entry in entries.values()), default=0)
+    weight_bytes = _laid_out(path, entries)
     data_start = _LENGTH.size + len(raw)
     expected_bytes = data_start + weight_bytes
     if file_bytes != expected_bytes:
@@ -69,7 +71,19 @@ def _read_raw_header(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
     return file.read(length)
 
 
+def _laid_out(path: Path, entries: dict[str, TensorEntry]) -> int:
+    """Bytes of all tensors, which lie one after the other."""
+    position = 0
+    for begin, end in sorted(entry.data_offsets for entry in entries.values()):
+        if begin != position or end < begin:
+            raise CheckpointInvalid(f"{path} is not a safetensors file: its tensors overlap or leave gaps")
+        position = end
+    return position
+
+
 def _parse(path: Path, raw: bytes) -> dict[str, TensorEntry]:
+    if raw.count(b":") > _MAX_COLONS:
+        raise CheckpointInvalid(f"{path} announces too many tensors: {MAX_TENSORS} at most")
     try:
         members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         members.pop("__metadata__", None)

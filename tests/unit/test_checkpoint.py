@@ -18,6 +18,7 @@ from tests.unit.fake_checkpoint import (
     TENSOR_BYTES,
     TRANSFORMER_FILE,
     WEIGHT_BYTES,
+    safetensors_bytes,
     write_checkpoint,
     write_json,
     write_safetensors,
@@ -186,6 +187,14 @@ def _has_a_shard_with_trailing_bytes(folder: Path) -> str:
 def _has_a_shard_without_its_tensor(folder: Path) -> str:
     write_safetensors(folder / "transformer" / SHARD, "BF16", name="another")
     return f"transformer/{SHARD} lacks the tensor block.1 that {INDEX} promises"
+
+
+def _has_a_shard_with_another_tensor(folder: Path) -> str:
+    tensors = {
+        name: {"dtype": "BF16", "shape": [4], "data_offsets": [at, at + 8]} for name, at in (("block.1", 0), ("b", 8))
+    }
+    (folder / "transformer" / SHARD).write_bytes(safetensors_bytes(tensors, bytes(16)))
+    return f"transformer/{SHARD} has the tensor b that {INDEX} does not know"
 
 
 def _has_an_lfs_pointer_for_a_shard(folder: Path) -> str:

@@ -58,7 +58,10 @@ def test_padding_after_the_header_is_allowed(tmp_path: Path) -> None:
         (safetensors_bytes({"a": {"dtype": "F32", "shape": [4]}}), "its header is not readable"),
         (safetensors_bytes({"a": TENSOR | {"data_offsets": [0, "16"]}}, bytes(16)), "its header is not readable"),
         (safetensors_bytes({"a": TENSOR | {"data_offsets": [0, 2**70]}}), "is truncated"),
-        (safetensors_bytes({"a": TENSOR | {"data_offsets": [0, -16]}}), "is "),
+        (safetensors_bytes({"a": TENSOR | {"data_offsets": [0, -16]}}), "its tensors overlap or leave gaps"),
+        (safetensors_bytes({"a": TENSOR | {"data_offsets": [-16, 0]}}), "its tensors overlap or leave gaps"),
+        (safetensors_bytes({"a": TENSOR, "b": TENSOR}, bytes(16)), "its tensors overlap or leave gaps"),
+        (safetensors_bytes({"a": TENSOR | {"data_offsets": [4, 20]}}, bytes(20)), "its tensors overlap or leave gaps"),
         (safetensors_bytes({"a": 7}), "its header is not readable"),
     ],
     ids=lambda value: repr(value)[:40],
@@ -83,15 +86,17 @@ def test_a_missing_file_and_a_directory_are_refused_by_name(tmp_path: Path) -> N
     [
         b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(1_400_000)) + b"}",
         b"{" + b",".join(b'"%d":0' % i for i in range(MAX_TENSORS + 1)) + b"}",
+        (b"{" + b",".join(b'"%x":0' % i for i in range(500_000)))[: MAX_HEADER_BYTES - 8] + b"}",
+        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[%d]}' % (i, i) for i in range(MAX_TENSORS)) + b"}",
     ],
-    ids=["83 MB", "within 4 MB"],
+    ids=["83 MB", "one too many", "4 MB", "as many as may be"],
 )
 def test_a_header_bomb_is_refused_quickly(header: bytes, tmp_path: Path) -> None:
     path = _write(tmp_path, safetensors_bytes(header))
     start_s = time.process_time()
     with pytest.raises(CheckpointInvalid):
         read_header(path)
-    assert time.process_time() - start_s < 0.5
+    assert time.process_time() - start_s < 0.2
 
 
 def _write(folder: Path, content: bytes) -> Path:

@@ -56,6 +56,7 @@ class _Loading:
         self._report = report
         self._transfer = transfer
         self._chunks_left: Counter[str] = Counter()
+        self._matched: dict[str, dict[str, weights.StoredTensor]] = {}
 
     def run(self) -> dict[str, Any]:
         stored = {
@@ -63,7 +64,7 @@ class _Loading:
             for component in self._checkpoint.components
         }
         weights.reserve(self._device, self._dtype, stored.values())
-        parts = {}
+        parts: dict[str, Any] = {}
         for component in in_loading_order(self._checkpoint):
             parts[component.name] = self._load(component, stored[component.name])
             self._count(self._transfer.arrived())
@@ -71,7 +72,8 @@ class _Loading:
             self._count(self._transfer.finish())
             for component in self._checkpoint.components:
                 if component.weight_bytes:
-                    _check_values(parts[component.name], self._checkpoint.path / component.name)
+                    names = self._matched.get(component.name, {})
+                    weights.check_values(parts[component.name], self._checkpoint.path / component.name, names)
         return parts
 
     def _load(self, component: Component, stored: dict[str, weights.StoredTensor]) -> object:
@@ -96,6 +98,7 @@ class _Loading:
             matched = weights.match(module, stored)
             if matched is None:
                 return _from_pretrained(made_by, folder, component)
+        self._matched[component.name] = matched
         places = weights.allocate(module, matched, self._device, self._dtype)
         chunks = list(weights.chunks(component.name, matched, places))
         self._chunks_left[component.name] = len(chunks)
@@ -116,25 +119,6 @@ class _Loading:
             wanted = self._dtype if tensor.is_floating_point() else tensor.dtype
             tensor.data = tensor.data.to(device=self._device, dtype=wanted, copy=True)
             self._report.moved(name, source_bytes)
-
-
-def _check_values(module: Any, folder: Path) -> None:
-    """Raises ``CheckpointInvalid`` for weights that nothing filled, or that are no numbers: they would draw noise."""
-    import torch
-
-    weights_by_name = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
-    empty = [name for name, tensor in weights_by_name.items() if tensor.is_meta]
-    if empty:
-        raise CheckpointInvalid(f"{folder} lacks {len(empty)} weights, the first is {empty[0]}")
-    floating = {name: tensor for name, tensor in weights_by_name.items() if tensor.is_floating_point()}
-    # The largest and the least: NaN and infinity show in them, and no tensor of the same size is made for it.
-    extremes = [torch.stack(torch.aminmax(tensor)).float() for tensor in floating.values()]
-    if not extremes:
-        return
-    is_finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
-    wrong = [name for name, is_right in zip(floating, is_finite, strict=True) if not is_right]
-    if wrong:
-        raise CheckpointInvalid(f"{folder} has NaN or infinity in {len(wrong)} weights, the first is {wrong[0]}")
 
 
 @contextlib.contextmanager
@@ -162,7 +146,7 @@ def _from_pretrained(made_by: Any, folder: Path, component: Component) -> torch.
         output_loading_info=True,
     )
     # Without this check the libraries leave a missing weight on the meta device or at a random value.
-    for kind in ("missing_keys", "mismatched_keys"):
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info[kind]:
             names = sorted(str(key) for key in info[kind])
             raise CheckpointInvalid(f"{folder} has {len(names)} {kind.replace('_', ' ')}, the first is {names[0]}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safelight.engine.transfer import CHUNK_BYTES, Chunk
+from safelight.errors import CheckpointInvalid
 from safelight.safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -129,6 +130,25 @@ def allocate(
         # The allocator may hand out what work of this stream still uses; the streams that fill it do not wait for it.
         torch.cuda.current_stream(device).synchronize()
     return {name: places[name] for name in stored}
+
+
+def check_values(module: torch.nn.Module, folder: Path, stored: dict[str, StoredTensor]) -> None:
+    """Raises ``CheckpointInvalid`` for weights that nothing filled, or that are no numbers: they would draw noise.
+
+    It names the file where ``stored`` has the tensor, else the folder.
+    """
+    import torch
+
+    filled = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
+    if empty := [name for name, tensor in filled.items() if tensor.is_meta]:
+        raise CheckpointInvalid(f"{folder} has no values for {len(empty)} weights, the first is {empty[0]}")
+    floating = {name: tensor for name, tensor in filled.items() if tensor.is_floating_point()}
+    # NaN and infinity show in the least and the largest; asked for all at once, since each answer waits for the device.
+    extremes = [torch.stack(torch.aminmax(tensor)).float() for tensor in floating.values()]
+    is_finite = torch.stack(extremes).isfinite().all(dim=1).tolist() if extremes else []
+    if wrong := [name for name, is_right in zip(floating, is_finite, strict=True) if not is_right]:
+        place = stored[wrong[0]].path if wrong[0] in stored else folder
+        raise CheckpointInvalid(f"{place} has NaN or infinity in {len(wrong)} weights, the first is {wrong[0]}")
 
 
 def chunks(component: str, stored: dict[str, StoredTensor], places: dict[str, torch.Tensor]) -> Iterator[Chunk]:
