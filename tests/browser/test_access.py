@@ -127,7 +127,7 @@ def _show_status(visitor: Visitor) -> None:
 
 
 def test_the_operator_sees_workers_memory_queue_throughput_errors_and_the_load_live(start: Start, visit: Visit) -> None:
-    server = start("--faults", "engine.step@40=kill", step_s=0.05, STUB_LOAD_S="1")
+    server = start("--faults", "engine.step@40=kill", step_s=0.03, STUB_LOAD_S="0.5")
     with visit(server) as visitor:
         visitor.make("made before", steps=3)
         _show_status(visitor)

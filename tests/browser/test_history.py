@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 from playwright.sync_api import expect
 
+from safelight.jobs import JobError, JobStatus
+from safelight.server.database import JobDatabase
 from tests.browser.conftest import Start, Visit
 from tests.chaos.chaos_server import ChaosServer
+from tests.unit.running_front import job
 
 
 def test_history_outlives_a_reload_and_a_restart_of_the_server(start: Start, visit: Visit) -> None:
@@ -55,11 +61,9 @@ def test_prompts_are_searched_and_jobs_deleted_for_good(stub: ChaosServer, visit
         expect(visitor.tile("a RED whale")).to_have_count(0)
 
 
-def test_a_long_history_comes_piece_by_piece(start: Start, visit: Visit) -> None:
-    server = start("--queue-limit", "300", STUB_STEP_S="0")
-    for number in range(105):
-        server.submit(f"job-{number}", steps=1, prompt=f"number {number}")
-    server.wait_for("job-104")
+def test_a_long_history_comes_piece_by_piece(start: Start, visit: Visit, tmp_path: Path) -> None:
+    _write_history(tmp_path / "data", count=105)
+    server = start(is_ready=False)
     with visit(server) as visitor:
         expect(visitor.tiles).to_have_count(100)
         visitor.button("Older ones").click()
@@ -67,9 +71,23 @@ def test_a_long_history_comes_piece_by_piece(start: Start, visit: Visit) -> None
         expect(visitor.button("Older ones")).to_have_count(0)
 
 
+def _write_history(folder: Path, count: int) -> None:
+    """Jobs of a server before this one."""
+    folder.mkdir()
+    database = JobDatabase(folder)
+    database.migrate()
+    for number in range(count):
+        old = job(f"job_{number}")
+        old.created_s = time.time() - 60 + number / 10
+        database.add(old)
+        error = JobError("internal_error", "it failed long ago")
+        database.finish(old.id, old.attempt, JobStatus.QUEUED, JobStatus.FAILED, time.time(), error)
+    database.close()
+
+
 def test_jobs_that_come_from_elsewhere_appear_by_themselves(start: Start, visit: Visit) -> None:
-    server = start(step_s=0.2)
+    server = start(step_s=0.05)
     with visit(server) as visitor:
         expect(visitor.by_id("nothing")).to_have_text("None yet.")
-        server.submit("elsewhere", steps=40, prompt="made with curl")
+        server.submit("elsewhere", steps=150, prompt="made with curl")
         expect(visitor.tile("made with curl")).to_be_visible()

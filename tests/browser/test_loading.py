@@ -11,7 +11,7 @@ from tests.browser.conftest import Start, Visit
 
 
 def test_a_page_that_is_opened_at_once_sees_the_load_from_its_bytes_to_the_picture(start: Start, visit: Visit) -> None:
-    server = start(is_ready=False, STUB_LOAD_S="4", step_s=0.05)
+    server = start(is_ready=False, STUB_LOAD_S="3", step_s=0.03)
     with visit(server) as visitor:
         panel = visitor.by_id("loading")
         expect(panel.get_by_role("heading")).to_have_text("The model is loading")
@@ -48,7 +48,7 @@ def test_a_load_that_failed_says_why_and_can_be_tried_again(start: Start, visit:
 
 
 def test_a_worker_that_died_is_seen_to_start_again_and_its_job_goes_on(start: Start, visit: Visit) -> None:
-    server = start("--faults", "engine.step@6=kill", step_s=0.1, STUB_LOAD_S="2")
+    server = start("--faults", "engine.step@12=kill", step_s=0.05, STUB_LOAD_S="1.5")
     with visit(server) as visitor:
         visitor.ask("survives its worker", steps=12)
         panel = visitor.by_id("loading")
@@ -60,7 +60,7 @@ def test_a_worker_that_died_is_seen_to_start_again_and_its_job_goes_on(start: St
 
 
 def test_a_server_that_shuts_down_says_so_and_not_that_it_loads(start: Start, visit: Visit) -> None:
-    server = start("--batch-limit", "1", "--grace-period-s", "3", step_s=0.1)
+    server = start("--batch-limit", "1", "--grace-period-s", "2", step_s=0.05)
     with visit(server) as visitor:
         visitor.ask("cut off by the end", steps=200)
         expect(visitor.by_id("progress")).to_contain_text("Step")

@@ -15,7 +15,7 @@ from tests.chaos.chaos_server import ChaosServer
 
 
 def test_a_waiting_job_has_a_place_and_both_it_and_a_running_one_can_be_cancelled(start: Start, visit: Visit) -> None:
-    server = start("--batch-limit", "1", step_s=0.2)
+    server = start("--batch-limit", "1", step_s=0.08)
     with visit(server) as visitor:
         visitor.make("measured", steps=2)
         visitor.ask("first", steps=150)
