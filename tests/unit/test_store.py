@@ -7,6 +7,8 @@ import contextlib
 import errno
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -259,6 +261,16 @@ async def test_the_database_is_private(store: JobStore, tmp_path: Path) -> None:
     await store.add(job(), None)
     for path in tmp_path.glob(f"{FILE_NAME}*"):  # noqa: ASYNC240
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+async def test_another_program_that_looks_into_the_database_takes_nothing_away(store: JobStore, tmp_path: Path) -> None:
+    """The last connection to close deletes the write-ahead log: SQLite must not take a visitor's for the last."""
+    code = "import sys, sqlite3; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM jobs').fetchone()[0])"
+    look = [sys.executable, "-c", code, str(tmp_path / FILE_NAME)]
+    for number in range(3):
+        await store.add(job(f"job_{number}"), None)
+        seen = await asyncio.to_thread(subprocess.run, look, capture_output=True, text=True, check=True)
+        assert int(seen.stdout) == number + 1
 
 
 def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
