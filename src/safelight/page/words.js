@@ -42,6 +42,7 @@ export function jobState(job) {
 
 const PHASES = {
   starting: "Starting a worker",
+  verify: "Checking the model's files",
   import: "Starting the engine",
   weights: "Reading the weights",
   to_device: "Moving the weights to the device",

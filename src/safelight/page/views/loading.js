@@ -7,7 +7,7 @@ import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 
 const PHASES = [
-  ["Start", ["starting", "import"]],
+  ["Start", ["starting", "verify", "import"]],
   ["Weights", ["weights", "to_device"]],
   ["Warm-up", ["warmup"]],
 ];

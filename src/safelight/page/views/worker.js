@@ -54,9 +54,13 @@ function Facts({ session, worker }) {
 }
 
 function Memory({ memory: { used_bytes, total_bytes } }) {
+  const text = `${words.bytes(used_bytes)} of ${words.bytes(total_bytes)}`;
   return html`
-    ${words.bytes(used_bytes)} of ${words.bytes(total_bytes)}
-    <meter class="memory" aria-label="Memory" max=${total_bytes} value=${used_bytes}></meter>
+    ${text}
+    <div class="memory" role="meter" aria-label="Memory" aria-valuemin="0" aria-valuemax=${total_bytes}
+      aria-valuenow=${used_bytes} aria-valuetext=${text}>
+      <span style=${{ width: `${(100 * used_bytes) / total_bytes}%` }}></span>
+    </div>
   `;
 }
 
