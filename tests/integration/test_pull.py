@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from safelight.hub.verification import VERDICTS_NAME
 from tests.hub_server import TOKEN, HubServer, Trouble, folder_content
 from tests.server_process import ServerProcess
 
@@ -65,7 +66,9 @@ def test_a_server_waits_for_its_model_and_draws_with_what_a_killed_pull_brought(
         server.wait_until(lambda status: status["status"] == "failed")
 
         out = _pull(hub, tmp_path / "data")
-        content = folder_content(tmp_path / "data" / "models" / MODEL / hub.repositories[MODEL].branches["main"])
+        folder = tmp_path / "data" / "models" / MODEL / hub.repositories[MODEL].branches["main"]
+        verdicts = (folder / VERDICTS_NAME).stat().st_ino
+        content = folder_content(folder)
         assert {name: data for name, data in content.items() if "safelight-" not in name} == {
             name: data
             for name, data in next(iter(hub.repositories[MODEL].commits.values())).items()
@@ -77,7 +80,8 @@ def test_a_server_waits_for_its_model_and_draws_with_what_a_killed_pull_brought(
 
         assert server.post(f"/v1/models/{MODEL}/load").status_code == 202
         server.wait_until_ready()
-        assert any("verify 0.0" in line for line in server.lines), "what the pull verified is not read again"
+        assert any("verify 0." in line for line in server.lines)
+        assert (folder / VERDICTS_NAME).stat().st_ino == verdicts, "what the pull verified is not read again"
         assert [model["id"] for model in server.get("/v1/models").json()["data"]] == [MODEL]
         answer = server.generate(size="256x256", steps=1, model=MODEL)
         assert answer.status_code == 200

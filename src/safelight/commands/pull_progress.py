@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -54,22 +54,19 @@ class PullProgress:
             if self._is_live:
                 self._write(self._live.draw([]))
 
-    def planned(self, file_bytes: dict[str, int], have: Collection[str]) -> None:
+    def planned(self, file_bytes: Mapping[str, int], there_bytes: Mapping[str, int]) -> None:
         """See ``safelight.hub.pull.Progress``."""
         with self._lock:
-            self._file_bytes = file_bytes
-            self._finished.update(have)
-            self._done_bytes = {name: file_bytes[name] for name in have}
-            self._begun_bytes = sum(self._done_bytes.values())
+            self._file_bytes, self._done_bytes = dict(file_bytes), dict(there_bytes)
+            self._finished = {name for name, size in there_bytes.items() if size == file_bytes[name]}
+            self._begun_bytes = sum(there_bytes.values())
+            there = f", {size_text(self._begun_bytes)} there" if self._begun_bytes else ""
             left_bytes = sum(file_bytes.values()) - self._begun_bytes
-            there = f", {len(have)} of them there" if have else ""
             self._say(f"{len(file_bytes)} files{there}, {size_text(left_bytes)} to go")
 
     def advanced(self, name: str, done_bytes: int) -> None:
         """See ``safelight.hub.pull.Progress``."""
         with self._lock:
-            if name not in self._done_bytes:
-                self._begun_bytes += done_bytes if done_bytes > 2**20 else 0  # left by an earlier pull
             self._active[name] = None
             self._done_bytes[name] = done_bytes
             self._draw()

@@ -65,7 +65,8 @@ class LoadReport:
     def looking_at(self, name: str | None) -> None:
         """What the phase has come to, where no bytes move."""
         self._component = name
-        self._tell()
+        if time.monotonic() - self._last_report_s >= _MIN_INTERVAL_S:
+            self._tell()
 
     def moved(self, name: str, moved_bytes: int) -> None:
         """Adds bytes that now lie on the device, at most as many as the component was announced with."""

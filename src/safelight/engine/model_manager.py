@@ -101,7 +101,7 @@ class ModelManager:
         options.prepare_process()
         if has_manifest(checkpoint.path):
             with report.phase("verify"):
-                verify(checkpoint.path, lambda name: report.looking_at(name.partition("/")[0]))
+                verify(checkpoint.path, lambda name: report.looking_at(name.rpartition("/")[0] or None))
                 report.looking_at(None)
         read_ahead(checkpoint)  # while the libraries are imported
         with report.phase("import"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -79,6 +80,8 @@ class HubClient:
     def __init__(self, access: HubAccess) -> None:
         self.access = access
         self._stopped = threading.Event()
+        self._sockets: dict[int, socket.socket] = {}
+        """Of the answers that threads are reading, by thread."""
         self._http = httpx.Client(
             timeout=_TIMEOUT,
             follow_redirects=True,
@@ -96,8 +99,11 @@ class HubClient:
         self._http.close()
 
     def stop(self) -> None:
-        """From now on every call ends with ``PullError``."""
+        """From now on every call ends with ``PullError``, also one that waits for a host that sends nothing."""
         self._stopped.set()
+        for sock in list(self._sockets.values()):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of TLS, too, without its farewell
 
     def listing(self, model: ModelName) -> Listing:
         """The files of a revision, and the commit that it is now. Raises a leaf of ``PullError``."""
@@ -137,11 +143,14 @@ class HubClient:
         try:
             with self._http.stream("GET", url, headers=self._authorization | headers) as answer:
                 self._judge(answer, model)
+                self._sockets[threading.get_ident()] = answer.extensions["network_stream"].get_extra_info("socket")
                 yield answer
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Again(_reason(error)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:  # a redirect without end, or to nowhere
             raise HubUnreachable(f"{self.access.endpoint} cannot be used: {type(error).__name__}") from None
+        finally:
+            self._sockets.pop(threading.get_ident(), None)
 
     def _judge(self, answer: httpx.Response, model: ModelName) -> None:
         if answer.is_success:

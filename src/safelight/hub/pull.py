@@ -6,7 +6,7 @@ import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,8 @@ _SPARE_BYTES = 64_000_000
 class Progress(Protocol):
     """Who watches a pull. Its methods are called from any thread."""
 
-    def planned(self, file_bytes: dict[str, int], have: Collection[str]) -> None:
-        """The files that it needs, and those of them that are there."""
+    def planned(self, file_bytes: Mapping[str, int], there_bytes: Mapping[str, int]) -> None:
+        """Sizes of the files that it needs, and of what there is of them already."""
 
     def advanced(self, name: str, done_bytes: int) -> None:
         """So many bytes of a file are on the disk; fewer than before if it began anew."""
@@ -96,8 +96,10 @@ class Pull:
             return self._again(known)
         have = self._stored(listing.commit, files)
         missing = [file for file in files if file.name not in have]
-        self._check_space(missing)
-        self._progress.planned({file.name: file.size_bytes for file in files}, have)
+        partial_bytes = {file.name: _size_of(self._snapshots.partial(file.object_id)) for file in missing}
+        self._check_space(sum(file.size_bytes - partial_bytes[file.name] for file in missing))
+        there_bytes = partial_bytes | {name: record.size_bytes for name, (_, record) in have.items()}
+        self._progress.planned({file.name: file.size_bytes for file in files}, there_bytes)
         made = have | self._download(listing.commit, missing)
         manifest = Manifest(
             repository=self._model.repository,
@@ -127,9 +129,7 @@ class Pull:
                     found[file.name] = folder / name, whole[name]
         return found
 
-    def _check_space(self, missing: Sequence[HubFile]) -> None:
-        partial_bytes = sum(_size_of(self._snapshots.partial(file.object_id)) for file in missing)
-        need_bytes = sum(file.size_bytes for file in missing) - partial_bytes
+    def _check_space(self, need_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._snapshots.folder).free
         if need_bytes + _SPARE_BYTES > free_bytes:
             raise DiskFull(
