@@ -57,6 +57,8 @@ class HubServer:
         self.known_tokens = {TOKEN}
         self.troubles: defaultdict[str, deque[Trouble]] = defaultdict(deque)
         self.asked: list[Asked] = []
+        self.lies: dict[str, Any] = {}
+        """What the listing says of every file, whatever is true."""
         self.sent_bytes: Counter[str] = Counter()
         self.held = threading.Event()
         self.release = threading.Event()
@@ -154,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = known.branches.get(revision, revision)
         if commit not in known.commits:
             return self._refuse(404, "RevisionNotFound")
-        siblings = [_entry(name, data) for name, data in known.commits[commit].items()]
+        siblings = [_entry(name, data) | self.server_of.lies for name, data in known.commits[commit].items()]
         body = json.dumps({"id": repository, "sha": commit, "gated": "auto", "siblings": siblings}).encode()
         self._send(200, body, {"content-type": "application/json"})
 

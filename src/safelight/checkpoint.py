@@ -19,7 +19,7 @@ from safelight.hub.manifest import read_manifest
 from safelight.hub.model_name import parse_model_name
 from safelight.hub.snapshots import find_snapshot
 from safelight.model_card import ModelCard
-from safelight.safetensors_header import SafetensorsHeader, read_header
+from safelight.safetensors_header import MAX_HEADER_BYTES, SafetensorsHeader, read_header
 
 _EMBEDDED_DIR = Path(__file__).parent / "models" / "shapes"
 _TOKENIZERS = frozenset(
@@ -203,6 +203,8 @@ def _read_card(path: Path, model: str) -> ModelCard:
 
 def _read_json(path: Path, kind: type[Parsed]) -> Parsed:
     try:
+        if (size_bytes := path.stat().st_size) > MAX_HEADER_BYTES:
+            raise CheckpointInvalid(f"{path} is not what it should be: it has {size_bytes} bytes")
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -232,3 +234,36 @@ def test_nothing_is_left_without_values(tiny_checkpoint: Path) -> None:
             tensors = [*part.parameters(), *part.buffers()]
             assert not any(tensor.is_meta for tensor in tensors), name
             assert all(tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()), name
+
+
+def _tempts(folder: Path, canary: Path) -> None:
+    """Every place from which a library has been known to run a model's code, or to fetch some."""
+    program = f"open({str(canary)!r}, 'w').close()\nclass Model: pass\n"
+    for place in (folder, *(folder / name for name in ("transformer", "text_encoder", "tokenizer", "vae"))):
+        for name in ("pipeline.py", "model.py", "modeling.py"):
+            (place / name).write_text(program)
+    elsewhere = {"AutoModel": "model.Model", "AutoConfig": "model.Model", "AutoTokenizer": ["model.Model", None]}
+    remote = {"auto_map": elsewhere, "trust_remote_code": True, "custom_pipeline": "pipeline"}
+    edit_json(folder / "model_index.json", **remote)
+    for name in ("text_encoder/config.json", "text_encoder_2/config.json"):
+        edit_json(folder / name, **remote, _attn_implementation_internal="evil/kernel", _attn_implementation="eager")
+    for name in ("transformer/config.json", "vae/config.json", "tokenizer/tokenizer_config.json"):
+        edit_json(folder / name, **remote)
+
+
+def test_code_in_a_model_is_not_run_and_nothing_is_fetched(
+    broken_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network here")
+
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    _tempts(broken_checkpoint, tmp_path / "canary")
+    with contextlib.suppress(CheckpointInvalid):
+        _load(broken_checkpoint)
+    assert not (tmp_path / "canary").exists()
+    assert not asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
+from safelight.hub.manifest import Manifest, write_manifest
 from tests.unit.fake_checkpoint import (
     CARD,
     MODEL_INDEX,
@@ -84,6 +86,45 @@ def test_no_such_model_names_it_and_the_remedy(model: str) -> None:
     with pytest.raises(CheckpointNotFound) as caught:
         open_checkpoint(model or "/no/such/directory")
     assert EMBEDDED_MODEL in caught.value.message
+
+
+@pytest.mark.parametrize("model", ["acme/tiny", "acme/tiny@main", "acme/tiny@v1.0", "acme/tiny@refs/pr/1"])
+def test_a_model_that_was_not_pulled_names_the_command_that_pulls_it(model: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound) as caught:
+        open_checkpoint(model, tmp_path)
+    assert f"run `safelight pull {model}`" in caught.value.message
+
+
+def _pulled(models: Path, commit: str, revision: str, pulled_at: float) -> Path:
+    folder = write_checkpoint(models / "acme" / "tiny" / commit, card=None)
+    manifest = Manifest(
+        repository="acme/tiny", commit=commit, revision=revision, endpoint="", pulled_at=pulled_at, files={}
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def test_of_pulled_models_the_last_one_is_meant_or_the_one_of_that_revision(tmp_path: Path) -> None:
+    first, second = _pulled(tmp_path, "a" * 40, "main", 2.0), _pulled(tmp_path, "b" * 40, "v1", 1.0)
+    (tmp_path / "acme" / "tiny" / ("c" * 40)).mkdir()
+    for name, folder in {
+        "": first,
+        "@v1": second,
+        "@main": first,
+        "@" + "b" * 40: second,
+        "@" + "b" * 7: second,
+    }.items():
+        checkpoint = open_checkpoint(f"acme/tiny{name}", tmp_path)
+        assert (checkpoint.path, checkpoint.card.id) == (folder, "acme/tiny")
+    with pytest.raises(CheckpointNotFound, match="safelight pull acme/tiny@bbbbbb`"):
+        open_checkpoint("acme/tiny@bbbbbb", tmp_path)
+
+
+def test_a_directory_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _pulled(tmp_path / "models", "a" * 40, "main", 1.0)
+    folder = write_checkpoint(tmp_path / "acme" / "tiny")
+    assert open_checkpoint("acme/tiny", tmp_path / "models").path == folder
 
 
 def test_a_file_is_not_a_checkpoint(checkpoint_dir: Path) -> None:
@@ -230,6 +271,15 @@ def _has_an_index_without_a_map(folder: Path) -> str:
     return f"{INDEX} is not what it should be"
 
 
+def _has_an_index_of_a_million_tensors(folder: Path) -> str:
+    write_json(folder / "transformer" / INDEX, {"weight_map": {f"block.{i}": f"{i}.safetensors" for i in range(10**6)}})
+    return f"{INDEX} is not what it should be: it has "
+
+
+def _points_into_a_folder(folder: Path) -> str:
+    return _points_to(folder, f"sub/{SHARD}")
+
+
 def _has_a_card_of_the_wrong_shape(folder: Path) -> str:
     write_json(folder / "safelight.json", CARD | {"default_width": "64"})
     return "safelight.json is not what it should be"
@@ -237,7 +287,7 @@ def _has_a_card_of_the_wrong_shape(folder: Path) -> str:
 
 DAMAGE: list[Callable[[Path], str]] = [
     damage for name, damage in sorted(globals().items()) if name.startswith(("_has_", "_lacks_", "_is_", "_names_"))
-] + [_points_outside_with_dots, _points_outside_with_a_root, _points_to_its_parent]
+] + [_points_into_a_folder, _points_outside_with_dots, _points_outside_with_a_root, _points_to_its_parent]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__.strip("_"))
@@ -246,8 +296,10 @@ def test_a_broken_checkpoint_is_refused_with_the_file_that_is_to_blame(
 ) -> None:
     folder = write_checkpoint(tmp_path / "broken")
     sentence = damage(folder)
+    start_s = time.process_time()
     with pytest.raises(CheckpointInvalid) as caught:
         open_checkpoint(str(folder))
+    assert time.process_time() - start_s < 0.2
     assert sentence in caught.value.message
     assert str(folder) in caught.value.message
     assert "\n" not in caught.value.message

@@ -376,9 +376,35 @@ def _leads_out_of_its_folder(hub: HubServer) -> str:
     return "has a file with a name that is not safe"
 
 
-REFUSALS = [_is_gated, _is_gated_for_this_token, _is_private, _is_not_there, _knows_no_such_token, _has_no_such_branch,
-            _forbids_it, _is_down, _answers_a_teapot, _is_no_hub, _redirects_without_end, _has_single_files_only,
-            _has_pickles_only, _is_another_pipeline, _leads_out_of_its_folder]  # fmt: skip
+def _has_a_hash_that_leads_out_of_its_folder(hub: HubServer) -> str:
+    hub.lies = {"blobId": "../../../../tmp/owned", "lfs": None}
+    return f"the hub names no hash for model_index.json of {MODEL}"
+
+
+def _knows_no_hashes(hub: HubServer) -> str:
+    hub.lies = {"blobId": "", "lfs": None}
+    return "the hub names no hash for "
+
+
+REFUSALS = [
+    _has_a_hash_that_leads_out_of_its_folder,
+    _knows_no_hashes,
+    _is_gated,
+    _is_gated_for_this_token,
+    _is_private,
+    _is_not_there,
+    _knows_no_such_token,
+    _has_no_such_branch,
+    _forbids_it,
+    _is_down,
+    _answers_a_teapot,
+    _is_no_hub,
+    _redirects_without_end,
+    _has_single_files_only,
+    _has_pickles_only,
+    _is_another_pipeline,
+    _leads_out_of_its_folder,
+]
 
 
 @pytest.mark.parametrize("reason", REFUSALS, ids=lambda reason: reason.__name__.strip("_"))

@@ -91,6 +91,27 @@ async def test_a_child_gets_its_device_its_environment_and_a_process_group(
     await process.stop(politely=False)
 
 
+async def test_a_child_is_offline_and_gets_neither_keys_nor_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SAFELIGHT_HUB_TOKEN", "SAFELIGHT_API_KEYS", "HF_OIDC_ID_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-the-front")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    process = await _spawn(tmp_path, "is_ready")
+    process.send(LOAD)
+    await _receive_until(process, Ready)
+    environment = psutil.Process(process.pid).environ()
+    await process.stop(politely=False)
+    assert "a-secret-of-the-front" not in environment.values()
+    offline = (
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "DIFFUSERS_DISABLE_REMOTE_CODE",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    )
+    assert [environment[name] for name in offline] == ["1"] * len(offline)
+
+
 async def test_nothing_but_the_socket_is_inherited(tmp_path: Path) -> None:
     with (tmp_path / "open").open("w") as file:
         os.set_inheritable(file.fileno(), True)

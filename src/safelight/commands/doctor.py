@@ -14,6 +14,7 @@ from safelight.config import Config
 from safelight.engine import pipelines
 from safelight.engine.options import EngineOptions
 from safelight.errors import SafelightError
+from safelight.hub.verification import verify
 from safelight.server.devices import resolve_devices
 from safelight.server.listener import bind
 
@@ -71,6 +72,7 @@ def _port(config: Config) -> Iterator[Finding]:
 
 def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model, config.pulled_models)
+    verify(checkpoint.path)
     yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
     for device in resolve_devices(config.device):
         dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)

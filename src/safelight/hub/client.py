@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 _TRIES = 5
 _BACK_OFF_S = 0.5
 _MAX_RETRY_AFTER_S = 300
+_OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -203,6 +205,8 @@ def _parsed(body: bytes, model: ModelName) -> Listing:
     for file in listing.files:
         if not is_inside(file.name) or file.size_bytes < 0:
             raise PullError(f"{model} has a file with a name that is not safe: {file.name!r}")
+        if not _OBJECT_ID.fullmatch(file.object_id):
+            raise PullError(f"the hub names no hash for {file.name} of {model}: is --endpoint a Hugging Face hub?")
     if not is_commit(listing.commit):
         raise PullError(f"the hub names no commit for {model}: is --endpoint a Hugging Face hub?")
     return listing

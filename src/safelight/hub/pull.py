@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -70,11 +71,11 @@ class Pull:
 
     def run(self) -> Pulled:
         """Raises a leaf of ``PullError``, or what ``check_index`` raises; what was downloaded is kept for the next."""
+        # A commit never changes: if it is here and whole, nobody needs to be asked.
+        pinned = self._whole(self._revision) if is_commit(self._revision) else None
+        work = partial(self._again, pinned) if pinned else partial(self._pull, self._client.listing(self._model))
         with _as_ours(self._snapshots.folder), self._snapshots.locked():
-            # A commit never changes: if it is here and whole, nobody needs to be asked.
-            revision = self._model.revision or ""
-            pinned = self._whole(revision) if is_commit(revision) else None
-            return self._again(pinned) if pinned else self._pull(self._client.listing(self._model))
+            return work()
 
     def _whole(self, commit: str) -> Manifest | None:
         manifest = self._snapshots.manifest(commit)
@@ -124,8 +125,8 @@ class Pull:
             whole = {name: record for name, record in manifest.files.items() if name not in broken}
             by_hash = {record.sha256: name for name, record in whole.items()}
             for file in files:
-                name = file.name if manifest.commit == commit else by_hash.get(file.object_id)
-                if name in whole and (file.name not in found or manifest.commit == commit):
+                name = file.name if manifest.commit == commit else by_hash.get(file.object_id, "")
+                if name in whole:
                     found[file.name] = folder / name, whole[name]
         return found
 
@@ -162,10 +163,10 @@ class Pull:
         return {file.name: done[file.object_id] for file in files}
 
     def _download_one(self, commit: str, file: HubFile) -> Downloaded:
-        partial = self._snapshots.partial(file.object_id)
-        record = download(self._client, self._model, commit, file, partial, self._progress.advanced)
+        path = self._snapshots.partial(file.object_id)
+        record = download(self._client, self._model, commit, file, path, self._progress.advanced)
         self._progress.finished(file.name)
-        return partial, record
+        return path, record
 
 
 def _size_of(path: Path) -> int:
