@@ -248,6 +248,16 @@ def test_a_retry_after_of_hours_ends_the_pull(hub: HubServer, pull: Pull) -> Non
     assert "it asks to wait 7200 s" in sentence
 
 
+def test_a_host_that_falls_silent_is_asked_again(
+    hub: HubServer, models: Path, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_TIMEOUT", httpx.Timeout(0.3))
+    hub.troubles[SHARD].append(Trouble(hold_after=5))
+    assert pull()[0] == 0
+    assert hub.requests_of(SHARD)[-1].headers["range"] == "bytes=5-"
+    assert _tree(models / MODEL / _commit(hub)) == _content(hub, _commit(hub))
+
+
 def test_a_host_without_ranges_begins_anew(hub: HubServer, models: Path, pull: Pull) -> None:
     hub.troubles[SHARD].extend([Trouble(cut_after=5), Trouble(ignores_range=True)])
     assert pull()[0] == 0
