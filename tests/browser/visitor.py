@@ -31,6 +31,17 @@ addEventListener("securitypolicyviolation", (e) => policyViolations.push(`${e.vi
 """
 
 
+_RECORD = """(selector) => {
+    window.recordedTexts = [];
+    const note = () => {
+        const text = document.querySelector(selector)?.textContent;
+        if (text && text !== recordedTexts.at(-1)) recordedTexts.push(text);
+    };
+    note();
+    new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+
 def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -114,6 +125,15 @@ class Visitor:
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
+
+    def record(self, selector: str) -> None:
+        """From now on remembers what that part says, however short, for ``recorded``."""
+        self.page.evaluate(_RECORD, selector)
+
+    def recorded(self) -> list[str]:
+        """What was said, in that order."""
+        texts: list[str] = self.page.evaluate("window.recordedTexts")
+        return texts
 
     # --- what is done -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ All processes of one run carry a mark in their environment, so that one left ove
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -167,7 +168,8 @@ class ChaosServer(ServerProcess):
 def kill_left_processes(mark: str) -> None:
     """Ends what a test that failed has left."""
     for found in _marked(mark):
-        os.kill(int(found.split()[0]), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(int(found.split()[0]), signal.SIGKILL)
 
 
 def left_processes(mark: str, patience_s: float = 1.0) -> list[str]:
