@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def test_files_that_were_right_are_not_read_again(model: Path, hashed: list[int]
     hashed.clear()
     verify(model)
     assert not hashed
+
+
+def test_of_several_workers_one_reads(model: Path, hashed: list[int]) -> None:
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(verify, [model] * 4))
+    assert len(hashed) == len(folder_content(model)) - 2
 
 
 def test_a_file_that_was_touched_is_read_again_and_a_new_inode_too(model: Path, hashed: list[int]) -> None:

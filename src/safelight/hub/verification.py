@@ -7,6 +7,7 @@ costs nothing. The verdicts lie beside the manifest; where they cannot be writte
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from safelight.errors import CheckpointInvalid
-from safelight.hub.manifest import FileRecord, Manifest, read_manifest
+from safelight.hub.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 
 VERDICTS_NAME = ".safelight-verified.json"
 
@@ -35,10 +36,21 @@ def verify(folder: Path, on_file: Callable[[str], None] = lambda _: None) -> Non
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    for sentence in damaged(folder, manifest, on_file).values():
+    with _one_at_a_time(folder / MANIFEST_NAME):
+        wrong = damaged(folder, manifest, on_file)
+    for sentence in wrong.values():
         raise CheckpointInvalid(f"{sentence}: `safelight pull {manifest.repository}@{manifest.commit}` repairs it")
     for name in _unlisted(folder, manifest):
         raise CheckpointInvalid(f"{folder / name} is not in the model's manifest: remove it")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Of the workers of several cards one reads, and the others then find its verdicts."""
+    with path.open("rb") as file:
+        with contextlib.suppress(OSError):  # a network disk without locks: they all read
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def damaged(folder: Path, manifest: Manifest, on_file: Callable[[str], None] = lambda _: None) -> dict[str, str]:
