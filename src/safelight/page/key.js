@@ -17,7 +17,7 @@ export class ApiKey {
 
   /** @returns {Record<string, string>} */
   get headers() {
-    return this.#value ? { authorization: `Bearer ${this.#value}` } : {};
+    return this.#value ? { authorization: `Bearer ${asHeader(this.#value)}` } : {};
   }
 
   /**
@@ -51,6 +51,11 @@ export class ApiKey {
     write(sessionStorage, null);
     write(localStorage, null);
   }
+}
+
+/** Headers take bytes, one per character: those of UTF-8. */
+function asHeader(text) {
+  return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
 function read(storage) {
