@@ -24,6 +24,7 @@ from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
 from safelight.server.serve import serve
 from safelight.server.store import JobStore
+from safelight.tracing import Tracing
 from tests.plain_http import open_async_client
 from tests.unit.fake_worker import worker_command
 from tests.unit.running_front import TIMEOUT_S, until
@@ -41,8 +42,8 @@ class Served:
         self.sock = bind("127.0.0.1", 0)
         self.url = url_of(self.sock)
 
-        def make(config: Config, store: JobStore) -> Front:
-            self.front = Front(config, store, worker_command(behaviour, folder / "marker"))
+        def make(config: Config, store: JobStore, tracing: Tracing) -> Front:
+            self.front = Front(config, store, worker_command(behaviour, folder / "marker"), tracing)
             self.made.set()
             return self.front
 
