@@ -1,7 +1,8 @@
 """An engine without a model: coloured noise after as many steps as asked, for tests of everything around an engine.
 
 ``STUB_STEP_S`` and ``STUB_LOAD_S`` in the environment set its speed in seconds, ``STUB_ROWS`` how many rows share a
-step for the time of one, ``STUB_TILES`` how many colours a picture has along each side. The prompt ``out of memory`` fails.
+step for the time of one, ``STUB_TILES`` how many colours a picture has along each side. The prompt
+``out of memory`` fails.
 """
 
 from __future__ import annotations
