@@ -45,7 +45,7 @@ class JSONFormatter(logging.Formatter):
         if raw := getattr(record, RAW, None):
             return str(raw)
         line: dict[str, Any] = {
-            "ts": _rfc3339(record.created),
+            "ts": rfc3339(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -59,7 +59,8 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, default=str)  # all but ASCII is escaped: nothing can break the line
 
 
-def _rfc3339(time_s: float) -> str:
+def rfc3339(time_s: float) -> str:
+    """A Unix time as people and programs read it, to the millisecond."""
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -46,6 +46,11 @@ def test_a_load_that_failed_says_why_and_can_be_tried_again(start: Start, visit:
         expect(failed).to_be_hidden()
         expect(visitor.by_id("connection")).to_contain_text("ready")
         visitor.make("after the second try")
+        visitor.page.get_by_role("link", name="Status").click()
+        loads = visitor.by_id("past-load")
+        expect(loads).to_have_count(2)
+        expect(loads.first).to_contain_text("ready in")
+        expect(loads.last).to_contain_text(sentence)
 
 
 def test_a_worker_that_died_is_seen_to_start_again_and_its_job_goes_on(start: Start, visit: Visit) -> None:

@@ -73,6 +73,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "bytes_total": 80,
         "components": [],
         "phase_seconds": {},
+        "past_loads": [],
         "error": None,
         "restarts": 0,
         "job": None,

@@ -1,17 +1,39 @@
-"""How long loads took before, kept in the data directory: what an ETA can honestly be made from."""
+"""How loads went before. Seconds are kept in the data directory: what an ETA can honestly be made from."""
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+_KEPT_LOADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PastLoad:
+    """A load that is over: when (Unix time), after how many seconds, and why it came to nothing, if so."""
+
+    ended_s: float
+    seconds: float
+    error: str | None
+
 
 class LoadHistory:
-    """Seconds of the last successful load per model and device. A damaged file is an empty history."""
+    """Seconds of the last successful load per model and device. A damaged file is an empty history.
+
+    ``past`` are this process's last loads that are over, the newest last.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "load-history.json"
+        self.past: deque[PastLoad] = deque(maxlen=_KEPT_LOADS)
+
+    def note(self, seconds: float, error: str | None = None) -> None:
+        """A load is over, after so many seconds; ``error`` says why it came to nothing."""
+        self.past.append(PastLoad(time.time(), seconds, error))
 
     def seconds(self, model: str, device: str) -> float | None:
         """Seconds from start to ready of the last load, ``None`` if there was none. Reads a file: not on the loop."""

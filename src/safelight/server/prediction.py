@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from safelight.jobs import Job, JobError, JobResult, JobStatus
+from safelight.logs import rfc3339
 
 _STATUS = {
     JobStatus.QUEUED: "starting",
@@ -85,6 +85,4 @@ def _metrics(job: Job) -> dict[str, float]:
 
 
 def _time(unix_s: float | None) -> str | None:
-    if unix_s is None:
-        return None
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if unix_s is None else rfc3339(unix_s)

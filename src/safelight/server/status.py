@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from safelight.jobs import Job
+from safelight.logs import rfc3339
 from safelight.server.worker import Worker, WorkerState
 
 _SERVING = frozenset({WorkerState.READY, WorkerState.BUSY})
@@ -56,6 +57,10 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "eta_s": None if eta_s is None else round(eta_s, 1),
         "seconds": round(load.seconds, 2),
         "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
+        "past_loads": [
+            {"ended_at": rfc3339(load.ended_s), "seconds": round(load.seconds, 2), "error": load.error}
+            for load in worker.history.past
+        ],
         "error": worker.error.message if worker.error else worker.trouble,
         "restarts": worker.restarts,
         "job": jobs[0] if jobs else None,

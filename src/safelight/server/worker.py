@@ -89,7 +89,7 @@ class Worker:
         self._changes = changes
         self._metrics = metrics
         self._command = command
-        self._history = LoadHistory(config.data_dir)
+        self.history = LoadHistory(config.data_dir)
         self._process: WorkerProcess | None = None
         self._card: ModelCard | None = None
         self._jobs = WorkerJobs()
@@ -131,7 +131,7 @@ class Worker:
     async def _load_and_serve(self) -> None:
         self.error = None
         self._death_reason = "died"
-        expected_s = await asyncio.to_thread(self._history.seconds, self._model.name, self.device.name)
+        expected_s = await asyncio.to_thread(self.history.seconds, self._model.name, self.device.name)
         self.load = LoadState(expected_s)
         self._set_state(WorkerState.STARTING)
         await self._model.refresh()
@@ -153,6 +153,8 @@ class Worker:
             self._process = None
             self._jobs.lose(f"the worker died while it made the image (exit code {exit_code}); ask again")
         self.trouble = f"the worker {self._death_reason} (exit code {exit_code})"
+        if not self.load.is_finished:
+            self.history.note(self.load.seconds, self.trouble)
 
     async def _follow(self, process: WorkerProcess) -> None:
         try:
@@ -195,6 +197,7 @@ class Worker:
     def _fail(self, error: LoadError) -> None:
         log.error("worker %d cannot serve: %s", self.id, error.message)
         self.error = error
+        self.history.note(self.load.seconds, error.message)
         self._set_state(WorkerState.FAILED)
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -245,6 +248,7 @@ class Worker:
     def _became_ready(self, ready: Ready) -> None:
         phase_seconds = ready.phase_seconds
         self.load.finish(phase_seconds, ready.batch_tokens)
+        self.history.note(self.load.seconds)
         self.has_been_ready = True
         self._ready_since_s = time.monotonic()
         self.trouble = None
@@ -253,7 +257,7 @@ class Worker:
         log.info("worker %d ready on %s in %.2f s: %s", self.id, self.device.name, self.load.seconds, phases)
         self._set_state(WorkerState.READY)
         asyncio.get_running_loop().run_in_executor(
-            None, self._history.record, self._model.name, self.device.name, self.load.seconds
+            None, self.history.record, self._model.name, self.device.name, self.load.seconds
         )
 
     # --- jobs -------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ function Facts({ session, worker }) {
       ${worker.memory && html`<dt>Memory</dt><dd><${Memory} memory=${worker.memory} /></dd>`}
       <dt>At once</dt><dd>${worker.batch_tokens ? `jobs of up to ${worker.batch_tokens} tokens together` : "one job"}</dd>
       ${warm.length > 0 && html`<dt>Warm</dt><dd>${warm.join(" · ")}</dd>`}
+      ${worker.past_loads.length > 0 && html`<dt>Loads</dt><dd><${PastLoads} loads=${worker.past_loads} /></dd>`}
       ${phases.length > 0 && html`<dt>Last load</dt><dd><${Phases} phases=${phases} seconds=${worker.seconds} /></dd>`}
     </dl>
   `;
@@ -61,6 +62,22 @@ function Memory({ memory: { used_bytes, total_bytes } }) {
       aria-valuenow=${used_bytes} aria-valuetext=${text}>
       <span style=${{ width: `${(100 * used_bytes) / total_bytes}%` }}></span>
     </div>
+  `;
+}
+
+/** The newest first. */
+function PastLoads({ loads }) {
+  return html`
+    <ol class="past-loads">
+      ${loads.toReversed().map(
+        (load) => html`
+          <li key=${load.ended_at} data-testid="past-load">
+            <time datetime=${load.ended_at}>${words.moment(load.ended_at)}</time>
+            ${load.error ? html` failed after ${load.seconds.toFixed(1)} s: ${load.error}` : html` ready in ${load.seconds.toFixed(1)} s`}
+          </li>
+        `,
+      )}
+    </ol>
   `;
 }
 
