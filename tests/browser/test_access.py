@@ -143,6 +143,8 @@ def test_the_operator_sees_workers_memory_queue_throughput_errors_and_the_load_l
         expect(page.locator("dl.facts dd").first).to_have_text("1")
         expect(page.get_by_text("2 since the start")).to_be_visible()
         expect(visitor.by_id("past-load")).to_have_count(2)
+        expect(visitor.by_id("past-load").last).to_contain_text("lost later: the worker died (exit code -9)")
+        expect(visitor.by_id("past-load").first).not_to_contain_text("lost")
         expect(state).to_have_text("ready")
         assert [state for state in visitor.recorded() if state in ("busy", "loading")] == ["busy", "loading", "busy"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -14,11 +14,15 @@ _KEPT_LOADS = 8
 
 @dataclass(frozen=True, slots=True)
 class PastLoad:
-    """A load that is over: when (Unix time), after how many seconds, and why it came to nothing, if so."""
+    """A load that is over: when (Unix time), after how many seconds, and why it came to nothing, if so.
+
+    ``lost`` says why the process that it made ready is no more, if so.
+    """
 
     ended_s: float
     seconds: float
     error: str | None
+    lost: str | None = None
 
 
 class LoadHistory:
@@ -34,6 +38,10 @@ class LoadHistory:
     def note(self, seconds: float, error: str | None = None) -> None:
         """A load is over, after so many seconds; ``error`` says why it came to nothing."""
         self.past.append(PastLoad(time.time(), seconds, error))
+
+    def lost(self, reason: str) -> None:
+        """The process of the last load, which was ready, has ended."""
+        self.past[-1] = replace(self.past[-1], lost=reason)
 
     def seconds(self, model: str, device: str) -> float | None:
         """Seconds from start to ready of the last load, ``None`` if there was none. Reads a file: not on the loop."""

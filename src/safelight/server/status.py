@@ -58,7 +58,12 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "seconds": round(load.seconds, 2),
         "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
         "past_loads": [
-            {"ended_at": rfc3339(load.ended_s), "seconds": round(load.seconds, 2), "error": load.error}
+            {
+                "ended_at": rfc3339(load.ended_s),
+                "seconds": round(load.seconds, 2),
+                "error": load.error,
+                "lost": load.lost,
+            }
             for load in worker.history.past
         ],
         "error": worker.error.message if worker.error else worker.trouble,

@@ -153,7 +153,9 @@ class Worker:
             self._process = None
             self._jobs.lose(f"the worker died while it made the image (exit code {exit_code}); ask again")
         self.trouble = f"the worker {self._death_reason} (exit code {exit_code})"
-        if not self.load.is_finished:
+        if self.load.is_finished:
+            self.history.lost(self.trouble)
+        else:
             self.history.note(self.load.seconds, self.trouble)
 
     async def _follow(self, process: WorkerProcess) -> None:

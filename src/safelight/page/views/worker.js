@@ -74,6 +74,7 @@ function PastLoads({ loads }) {
           <li key=${load.ended_at} data-testid="past-load">
             <time datetime=${load.ended_at}>${words.moment(load.ended_at)}</time>
             ${load.error ? html` failed after ${load.seconds.toFixed(1)} s: ${load.error}` : html` ready in ${load.seconds.toFixed(1)} s`}
+            ${load.lost && html`<span class="quiet">, lost later: ${load.lost}</span>`}
           </li>
         `,
       )}
