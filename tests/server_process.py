@@ -70,10 +70,21 @@ class ServerProcess:
     def wait_for_line(self, pattern: str, timeout_s: float = READY_TIMEOUT_S) -> re.Match[str]:
         """The first log line, from where the last call stopped, that matches."""
         end_s = time.monotonic() + timeout_s
-        while (line := self._news.get(timeout=max(end_s - time.monotonic(), 0.01))) is not None:
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError(f"the server ended without a line like {pattern!r}:\n" + "\n".join(self.lines))
+        try:
+            while (line := self._news.get(timeout=max(end_s - time.monotonic(), 0.01))) is not None:
+                if found := re.search(pattern, line):
+                    return found
+        except queue.Empty:
+            pass
+        raise AssertionError(f"no line like {pattern!r}:\n" + "\n".join(self.lines))
+
+    def logged(self, pattern: str, timeout_s: float = 10.0) -> str:
+        """The last line so far that matches; waits for one, for a log reaches its reader later than an answer."""
+        end_s = time.monotonic() + timeout_s
+        while not (found := [line for line in list(self.lines) if re.search(pattern, line)]):
+            assert time.monotonic() < end_s, f"no line like {pattern!r}:\n" + "\n".join(self.lines)
+            time.sleep(0.01)
+        return found[-1]
 
     def get(self, path: str) -> httpx.Response:
         return self.http.get(path)

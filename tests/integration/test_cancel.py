@@ -28,8 +28,7 @@ def test_a_client_that_leaves_stops_its_running_job_within_one_step(server: Serv
         job = status["workers"][0]["job"]
     step_when_left = server.status()["workers"][0]["job"] or job
     server.wait_until(lambda status: status["workers"][0]["job"] is None, 5)
-    line = next(line for line in reversed(server.lines) if job["id"] in line)
-    assert "cancelled" in line
+    line = server.logged(f"{job['id']}.*cancelled")
     steps = int(line.split("after ")[1].split()[0])
     # One step was under way when the connection closed; two may have begun before the status and the cancel arrived.
     assert steps <= step_when_left["step"] + 3

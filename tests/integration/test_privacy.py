@@ -34,5 +34,5 @@ def test_a_setting_has_them_logged(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "data", "--model", STUB_MODEL, "--log-prompts", "true") as server:
         server.wait_until_ready()
         server.generate(SECRET)
-        assert any(SECRET in line for line in server.lines)
+        server.logged(SECRET)
         assert server.stop() == 0

@@ -52,10 +52,10 @@ def test_every_phase_and_byte_of_a_load_is_seen_in_the_stream(tiny_checkpoint: P
         assert workers[-1]["components_done"] == workers[-1]["components_total"] == 7
         assert [status["status"] for status in seen][-1] == "ready"
         assert set(workers[-1]["phase_seconds"]) == {"import", "weights", "to_device", "warmup"}
+        server.logged("ready on cpu in")
         log = "\n".join(server.lines)
         for phase in ("import", "weights transformer", "to_device transformer", "warmup 7/7"):
             assert f"cpu {phase}" in log
-        assert "ready on cpu in" in log
 
 
 def _weight_bytes(path: Path) -> int:

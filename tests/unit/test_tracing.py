@@ -199,8 +199,7 @@ def test_a_killed_worker_leaves_its_attempt_with_an_error_and_the_next_is_linked
 def test_log_lines_of_both_processes_name_the_trace(server: ServerProcess, collector: Collector) -> None:
     job_id = _ask(server).headers["x-job-id"]
     collector.wait_for(_is_whole)
-    lines = [json.loads(line) for line in server.lines]
-    (ended,) = [line for line in lines if line.get("job_id") == job_id and "succeeded" in line["message"]]
+    ended = json.loads(server.logged(f"{job_id}.*succeeded|succeeded.*{job_id}"))
     assert ended["trace_id"] == CLIENT_TRACE
 
 
