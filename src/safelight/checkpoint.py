@@ -18,7 +18,7 @@ from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.hub.manifest import read_manifest
 from safelight.hub.model_name import parse_model_name
 from safelight.hub.snapshots import find_snapshot
-from safelight.model_card import ModelCard
+from safelight.model_card import Family, ModelCard
 from safelight.safetensors_header import MAX_HEADER_BYTES, SafetensorsHeader, read_header
 
 _EMBEDDED_DIR = Path(__file__).parent / "models" / "shapes"
@@ -189,16 +189,10 @@ def _read_card(path: Path, model: str) -> ModelCard:
     if own.exists():
         return _read_json(own, ModelCard)
     transformer = _read_json(path / "transformer" / "config.json", dict[str, Any])
-    if transformer.get("guidance_embeds"):
-        return ModelCard(id=model, title="FLUX.1-dev")
-    # schnell is distilled to four steps and was trained with 256 text tokens.
-    return ModelCard(
-        id=model,
-        title="FLUX.1-schnell",
-        default_num_inference_steps=4,
-        default_guidance_scale=None,
-        max_sequence_length=256,
-    )
+    family = Family.DEV if transformer.get("guidance_embeds") else Family.SCHNELL
+    if family is Family.DEV and "krea" in Path(model).name.lower():  # no file tells it from dev
+        family = Family.KREA
+    return ModelCard.of_family(family, model)
 
 
 def _read_json(path: Path, kind: type[Parsed]) -> Parsed:

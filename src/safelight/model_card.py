@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import Any
+
 import msgspec
 
 from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
@@ -9,6 +12,26 @@ from safelight.params import SIZE_MULTIPLE, GenerationParams
 
 DEFAULT_TRUE_CFG_SCALE = 4.0
 """Used when a negative prompt comes without a scale: at 1.0 the pipeline would ignore it."""
+
+
+class Task(StrEnum):
+    """What a request asks of a model."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    IMAGE_TO_IMAGE = "image-to-image"
+    INPAINTING = "inpainting"
+    EDITING = "image-editing"
+    """Changes a picture as the prompt tells, without a strength: what FLUX.1-Kontext was trained for."""
+
+
+class Family(StrEnum):
+    """Which FLUX.1 a checkpoint is, as far as it matters to how it is driven."""
+
+    DEV = "dev"
+    SCHNELL = "schnell"
+    KREA = "krea"
+    KONTEXT = "kontext"
+    FILL = "fill"
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
@@ -25,6 +48,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults and limits of one checkpoint. Sizes in pixels; ``max_sequence_length`` in tokens of the T5 encoder."""
 
     id: str
+    family: Family = Family.DEV
+    tasks: tuple[Task, ...] = (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE, Task.INPAINTING)
     title: str = "FLUX.1"
     description: str = ""
     default_width: int = 1024
@@ -38,6 +63,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     max_sequence_length: int = 512
     vocabulary: Vocabulary | None = None
     examples: list[str] = []
+
+    @classmethod
+    def of_family(cls, family: Family, model_id: str) -> ModelCard:
+        """What Black Forest Labs' own model cards recommend."""
+        return cls(id=model_id, family=family, **_FAMILIES[family])
 
     @property
     def has_guidance(self) -> bool:
@@ -76,3 +106,27 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 def _check_limit(name: str, value: int, limit: int, model_id: str) -> None:
     if value > limit:
         raise InvalidValue(f"{name} is {value}: {model_id} takes {limit} at most", param=name)
+
+
+_FAMILIES: dict[Family, dict[str, Any]] = {
+    Family.DEV: {"title": "FLUX.1-dev"},
+    # Distilled to four steps and trained with 256 text tokens.
+    Family.SCHNELL: {
+        "title": "FLUX.1-schnell",
+        "default_num_inference_steps": 4,
+        "default_guidance_scale": None,
+        "max_sequence_length": 256,
+    },
+    Family.KREA: {"title": "FLUX.1-Krea-dev", "default_guidance_scale": 4.5},
+    Family.KONTEXT: {
+        "title": "FLUX.1-Kontext-dev",
+        "tasks": (Task.TEXT_TO_IMAGE, Task.EDITING),
+        "default_guidance_scale": 2.5,
+    },
+    Family.FILL: {
+        "title": "FLUX.1-Fill-dev",
+        "tasks": (Task.INPAINTING,),
+        "default_num_inference_steps": 50,
+        "default_guidance_scale": 30.0,
+    },
+}

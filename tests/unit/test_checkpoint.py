@@ -13,6 +13,7 @@ from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.hub.manifest import Manifest, write_manifest
+from safelight.model_card import Family, ModelCard
 from tests.unit.fake_checkpoint import (
     CARD,
     MODEL_INDEX,
@@ -322,3 +323,18 @@ def test_a_symbolic_link_as_in_the_hugging_face_cache_is_followed(tmp_path: Path
 
 def test_the_fake_checkpoint_is_what_it_says(checkpoint_dir: Path) -> None:
     assert json.loads((checkpoint_dir / "safelight.json").read_text()) == CARD
+
+
+@pytest.mark.parametrize(
+    ("name", "has_guidance", "family"),
+    [
+        ("FLUX.1-Krea-dev", True, Family.KREA),
+        ("FLUX.1-dev", True, Family.DEV),
+        ("anything", False, Family.SCHNELL),
+        ("krea-but-schnell", False, Family.SCHNELL),
+    ],
+)
+def test_the_family_gives_the_defaults(name: str, has_guidance: bool, family: Family, tmp_path: Path) -> None:
+    folder = tmp_path / "krea" / name  # the name of a folder above says nothing
+    model = str(write_checkpoint(folder, card=None, guidance_embeds=has_guidance))
+    assert open_checkpoint(model).card == ModelCard.of_family(family, model)

@@ -230,7 +230,8 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
     return {
         "title": card.title,
         "description": card.description,
-        "tasks": ["text-to-image", "image-to-image", "inpainting"],
+        "tasks": [task.value for task in card.tasks],
+        "family": card.family.value,
         "default_size": f"{card.default_width}x{card.default_height}",
         "size_multiple": card.size_multiple,
         "min_size": card.min_size,
