@@ -242,14 +242,15 @@ def test_what_is_not_as_in_flux_is_named(
     assert sentence in _refusal(write_transformer(tmp_path / "a.safetensors", shapes), base)
 
 
-def _many_blocks() -> Shapes:
-    blocks = [f"{kind}_blocks.{index}.{layer}" for index in range(9_000) for kind, layer in _LAYERS.items()]
+def _many_blocks(count: int) -> Shapes:
+    blocks = [f"{kind}_blocks.{index}.{layer}" for index in range(count) for kind, layer in _LAYERS.items()]
     return dict.fromkeys([*blocks, "img_in.weight"], (0,))
 
 
 _LAYERS = {"double": "img_attn.qkv.weight", "single": "linear1.weight"}
 BOMBS: dict[str, Callable[[], Shapes]] = {
-    "blocks without end": _many_blocks,
+    "blocks without end": lambda: _many_blocks(9_000),
+    "blocks enough": lambda: _many_blocks(2_900),
     "nothing of FLUX": lambda: dict.fromkeys([f"tensor.{index}" for index in range(19_000)], (0,)),
 }
 

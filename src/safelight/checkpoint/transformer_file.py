@@ -21,6 +21,9 @@ _SUFFIXES = (".safetensors", ".sft", ".gguf")
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _PREFIX = "model.diffusion_model."
 _OTHER_PARTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+_MAX_TENSORS = 6_000
+"""With a scale, an input scale and a format for each linear layer, and other parts of a pipeline."""
+
 _MAX_BLOCKS = 200  # FLUX.1 has 57
 _KINDS = ("x_embedder.", "transformer_blocks.", "single_transformer_blocks.")
 _NOT_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -47,6 +50,8 @@ def is_weight_file(path: Path) -> bool:
 def read_transformer_file(path: Path) -> TransformerFile:
     """Raises ``CheckpointInvalid``, naming the file, if it is damaged, or is not FLUX.1's transformer, all of it."""
     header = _read_header(path)
+    if len(header.entries) > _MAX_TENSORS:
+        raise CheckpointInvalid(f"{path} has {len(header.entries)} tensors, FLUX.1 has 780: {_MAX_TENSORS} at most")
     names = _of_the_transformer(header.entries)
     naming = _naming(header, names, path)
     stored = {short: _stored(path, name, header) for name, short in names.items()}
