@@ -166,7 +166,14 @@ class Config:
 
     model: str = _setting(
         EMBEDDED_MODEL,
-        "the embedded model's name, a checkpoint directory, or OWNER/NAME[@REVISION] as it was pulled",
+        "the embedded model's name, a checkpoint directory, a safetensors or GGUF file, or OWNER/NAME[@REVISION] as it "
+        "was pulled",
+        _text,
+    )
+    base_model: str | None = _setting(
+        None,
+        "where the model is a single file: the model whose text encoders, tokenizers and VAE it takes, a directory or "
+        "OWNER/NAME[@REVISION]",
         _text,
     )
     host: str = _setting("127.0.0.1", "address to listen on", _text)

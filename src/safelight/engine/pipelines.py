@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FILE_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _MEMORY_MARGIN = 1.1
 
 
@@ -48,10 +47,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 def check_memory(checkpoint: Checkpoint, device: str, dtype: str) -> None:
     """Raises ``DeviceUnavailable``, or ``NotEnoughMemory`` with the figures, before anything is read."""
-    need_bytes = sum(
-        component.weight_bytes * _DTYPE_BYTES[dtype] // _FILE_DTYPE_BYTES.get(component.dtype or "F32", 4)
-        for component in checkpoint.components
-    )
+    need_bytes = sum(component.weight_count for component in checkpoint.components) * _DTYPE_BYTES[dtype]
     free_bytes = _free_bytes(device)
     if need_bytes * _MEMORY_MARGIN > free_bytes:
         raise NotEnoughMemory(

@@ -64,7 +64,12 @@ class Front:
         self.tracing = tracing
         self.changes = Changes()
         self.metrics = Metrics(self._gauges)
-        self.model = ServedModel(config.model, config.pulled_models, has_aliases=config.model_aliases != "off")
+        self.model = ServedModel(
+            config.model,
+            config.pulled_models,
+            base_model=config.base_model,
+            has_aliases=config.model_aliases != "off",
+        )
         self.workers = [
             Worker(index, device, config, self.model, self.changes, self.metrics, worker_command)
             for index, device in enumerate(resolve_devices(config.device))

@@ -16,9 +16,12 @@ _ALIAS_PREFIXES = ("gpt-image-", "dall-e-", "chatgpt-image-")
 class ServedModel:
     """Knows its card once ``refresh`` has read the files; until then requests get the reason why not."""
 
-    def __init__(self, name: str, models_dir: Path | None = None, *, has_aliases: bool = True) -> None:
+    def __init__(
+        self, name: str, models_dir: Path | None = None, *, base_model: str | None = None, has_aliases: bool = True
+    ) -> None:
         self.name = name
         self._models_dir = models_dir
+        self._base_model = base_model
         self._has_aliases = has_aliases
         self._checkpoint: Checkpoint | None = None
         self._error: LoadError | None = None
@@ -27,7 +30,8 @@ class ServedModel:
     async def refresh(self) -> None:
         """Reads the files again, in a thread. Raises ``LoadError`` if they are not a whole checkpoint."""
         try:
-            self._checkpoint, self._error = await asyncio.to_thread(open_checkpoint, self.name, self._models_dir), None
+            found = await asyncio.to_thread(open_checkpoint, self.name, self._models_dir, self._base_model)
+            self._checkpoint, self._error = found, None
         except LoadError as error:
             self._checkpoint, self._error = None, error
             raise

@@ -1,0 +1,136 @@
+"""A FLUX checkpoint directory in diffusers layout, read from its JSON files and safetensors headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from safelight.checkpoint.component import Checkpoint, Component
+from safelight.errors import CheckpointInvalid
+from safelight.hub.manifest import read_manifest
+from safelight.model_card import Family, ModelCard
+from safelight.safetensors_header import read_header
+from safelight.tensor_header import BLOCKS, MAX_HEADER_BYTES, TensorHeader
+
+_TOKENIZERS = frozenset(
+    {
+        "CLIPTokenizer",
+        "CLIPTokenizerFast",
+        "T5Tokenizer",
+        "T5TokenizerFast",
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+    }
+)
+_CLASSES: dict[str, tuple[str, frozenset[str]]] = {
+    "tokenizer": ("transformers", _TOKENIZERS),
+    "tokenizer_2": ("transformers", _TOKENIZERS),
+    "scheduler": ("diffusers", frozenset({"FlowMatchEulerDiscreteScheduler"})),
+    "text_encoder": ("transformers", frozenset({"CLIPTextModel"})),
+    "text_encoder_2": ("transformers", frozenset({"T5EncoderModel"})),
+    "transformer": ("diffusers", frozenset({"FluxTransformer2DModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL"})),
+}
+_WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
+_WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "scheduler")
+
+COMPONENTS = tuple(_CLASSES)
+"""Folders of a checkpoint, in the order in which they load."""
+
+Parsed = TypeVar("Parsed")
+
+
+def open_directory(path: Path, model: str) -> Checkpoint:
+    """The whole of it. Raises ``CheckpointInvalid``, naming the file."""
+    path = path.resolve()
+    index = read_index(path / "model_index.json")
+    components = tuple(read_component(path, name, index.get(name)) for name in COMPONENTS)
+    manifest = read_manifest(path)
+    return Checkpoint(path, components, _read_card(path, manifest.repository if manifest else model), (path,))
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The ``model_index.json`` of a pipeline that can be served. Raises ``CheckpointInvalid``."""
+    index = read_json(path, dict[str, Any])
+    if index.get("_class_name") != "FluxPipeline":
+        raise CheckpointInvalid(f"{path} is for {index.get('_class_name')}, not FluxPipeline")
+    return index
+
+
+def read_component(path: Path, name: str, entry: object) -> Component:
+    """One folder of a checkpoint, which ``model_index.json`` calls ``entry``. Raises ``CheckpointInvalid``."""
+    library, allowed = _CLASSES[name]
+    match entry:
+        case [str(found_library), str(class_name)] if found_library == library and class_name in allowed:
+            pass
+        case _:
+            raise CheckpointInvalid(
+                f"{path / 'model_index.json'} names {entry} as {name}: {library} {' or '.join(sorted(allowed))} "
+                "is what FLUX.1 uses"
+            )
+    folder = path / name
+    if name in _WITHOUT_WEIGHTS:
+        if not folder.is_dir():
+            raise CheckpointInvalid(f"{folder} is missing")
+        return Component(name, library, class_name, 0, None, folder)
+    read_json(folder / "config.json", dict[str, Any])
+    headers = _read_weights(folder, _WEIGHTS[library])
+    dtypes = [dtype for header in headers.values() for dtype in header.tensors.values()]
+    dtype = max(set(dtypes), key=dtypes.count, default=None)
+    weight_bytes = sum(header.weight_bytes for header in headers.values())
+    value_bytes = BLOCKS[dtype].size_bytes if dtype is not None and dtype in BLOCKS else 4
+    files = tuple(folder / name for name in headers)
+    return Component(name, library, class_name, weight_bytes, dtype, folder, files, weight_bytes // value_bytes)
+
+
+def _read_weights(folder: Path, file_name: str) -> dict[str, TensorHeader]:
+    """By the names of its files."""
+    index_path = folder / f"{file_name}.index.json"
+    if not index_path.exists():
+        if not (folder / file_name).exists():
+            raise CheckpointInvalid(f"{folder / file_name} is missing (only safetensors are loaded)")
+        return {file_name: read_header(folder / file_name)}
+    weight_map = read_json(index_path, _ShardIndex).weight_map
+    headers = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise CheckpointInvalid(f"{index_path} points outside its folder: {shard!r}")
+        headers[shard] = read_header(folder / shard)
+    for tensor, shard in weight_map.items():
+        if tensor not in headers[shard].tensors:
+            raise CheckpointInvalid(f"{folder / shard} lacks the tensor {tensor} that {index_path.name} promises")
+    for shard, header in headers.items():
+        if unknown := [tensor for tensor in header.tensors if weight_map.get(tensor) != shard]:
+            raise CheckpointInvalid(
+                f"{folder / shard} has the tensor {unknown[0]} that {index_path.name} does not know"
+            )
+    return headers
+
+
+class _ShardIndex(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _read_card(path: Path, model: str) -> ModelCard:
+    own = path / "safelight.json"
+    if own.exists():
+        return read_json(own, ModelCard)
+    transformer = read_json(path / "transformer" / "config.json", dict[str, Any])
+    family = Family.DEV if transformer.get("guidance_embeds") else Family.SCHNELL
+    if family is Family.DEV and "krea" in Path(model).name.lower():  # no file tells it from dev
+        family = Family.KREA
+    return ModelCard.of_family(family, model)
+
+
+def read_json(path: Path, kind: type[Parsed]) -> Parsed:
+    """A JSON file of a checkpoint. Raises ``CheckpointInvalid``, naming it."""
+    try:
+        if (size_bytes := path.stat().st_size) > MAX_HEADER_BYTES:
+            raise CheckpointInvalid(f"{path} is not what it should be: it has {size_bytes} bytes")
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointInvalid(f"{path} is not what it should be: {error}") from None

@@ -1,0 +1,98 @@
+"""A model of a single file: its transformer, and all else from a base model in diffusers layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safelight.checkpoint.component import Checkpoint, Component
+from safelight.checkpoint.directory import COMPONENTS, read_component, read_index, read_json
+from safelight.checkpoint.flux_config import family_of, transformer_config
+from safelight.checkpoint.transformer_file import TransformerFile
+from safelight.errors import CheckpointInvalid
+from safelight.model_card import Family, ModelCard
+
+_TITLES = ("general.name", "modelspec.title", "modelspec.architecture")
+_SCHEDULERS: Mapping[bool, Mapping[str, Any]] = {
+    True: {"shift": 3.0, "use_dynamic_shifting": True},
+    False: {"shift": 1.0, "use_dynamic_shifting": False},
+}
+"""What differs between the noise schedulers of dev and its kin (with guidance) and of schnell."""
+
+
+def with_base(file: TransformerFile, model: str, base: Path) -> Checkpoint:
+    """The whole model. Raises ``CheckpointInvalid`` if the two do not fit together, naming both."""
+    base = base.resolve()
+    index = read_index(base / "model_index.json")
+    base_config = _read_config(base, "transformer")
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    try:
+        config = transformer_config(shapes, base_config)
+        family = family_of(config, [file.path.stem, *(file.metadata.get(title, "") for title in _TITLES)])
+        _check_base(config, base)
+    except ValueError as error:
+        raise CheckpointInvalid(f"{file.path} cannot be served with {base}: {error}") from None
+    components = {name: read_component(base, name, index.get(name)) for name in COMPONENTS if name != "transformer"}
+    components["transformer"] = _transformer(file, base, config)
+    if bool(base_config.get("guidance_embeds")) != config["guidance_embeds"]:
+        components["scheduler"] = _scheduler(components["scheduler"], config["guidance_embeds"])
+    path, parts = file.path.absolute(), tuple(components[name] for name in COMPONENTS)
+    return Checkpoint(path, parts, _card(file, family, model), (path.parent, base))
+
+
+def _read_config(base: Path, name: str) -> dict[str, Any]:
+    """Nothing where the folder is not there: of the transformer a base model needs none."""
+    path = base / name / "config.json"
+    return read_json(path, dict[str, Any]) if path.exists() else {}
+
+
+def _check_base(config: Mapping[str, Any], base: Path) -> None:
+    """Raises ``ValueError`` if what the base model's parts give is not what the transformer takes."""
+    for what, name, member, factor, needed in (
+        ("T5 text encoder", "text_encoder_2", "d_model", 1, config["joint_attention_dim"]),
+        ("CLIP text encoder", "text_encoder", "hidden_size", 1, config["pooled_projection_dim"]),
+        ("VAE", "vae", "latent_channels", 4, config["out_channels"]),
+    ):
+        found = _read_config(base, name).get(member)
+        if isinstance(found, int) and found * factor != needed:
+            raise ValueError(f"its {what} gives {found * factor} channels, and the transformer takes {needed}")
+
+
+def _transformer(file: TransformerFile, base: Path, config: Mapping[str, Any]) -> Component:
+    tensors = file.tensors.values()
+    bytes_by_dtype: Counter[str] = Counter()
+    for tensor in tensors:
+        bytes_by_dtype[tensor.dtype] += tensor.size_bytes
+    return Component(
+        "transformer",
+        "diffusers",
+        "FluxTransformer2DModel",
+        bytes_by_dtype.total(),
+        bytes_by_dtype.most_common(1)[0][0],
+        base / "transformer",
+        (file.path.absolute(),),
+        sum(tensor.count for tensor in tensors),
+        config,
+        is_single_file=True,
+    )
+
+
+def _scheduler(component: Component, guidance: bool) -> Component:
+    """That of the base model is for another kind of transformer."""
+    config = read_json(component.folder / "scheduler_config.json", dict[str, Any])
+    return Component(
+        component.name,
+        component.library,
+        component.class_name,
+        0,
+        None,
+        component.folder,
+        config={**config, **_SCHEDULERS[guidance]},
+    )
+
+
+def _card(file: TransformerFile, family: Family, model: str) -> ModelCard:
+    own = file.path.with_suffix(".safelight.json")
+    return read_json(own, ModelCard) if own.exists() else ModelCard.of_family(family, model)
