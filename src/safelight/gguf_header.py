@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import CheckpointInvalid
-from safelight.tensor_header import BLOCKS, MAX_HEADER_BYTES, MAX_TENSORS, TensorEntry, TensorHeader
+from safelight.tensor_header import BLOCKS, MAX_HEADER_BYTES, TensorEntry, TensorHeader
 
 MAGIC = b"GGUF"
 
 _VERSIONS = (2, 3)
+_MAX_TENSORS = 5_000  # FLUX.1 has 780
 _MAX_PAIRS = 5_000
 _MAX_STRINGS = 20_000
 """In all arrays together."""
@@ -118,10 +119,10 @@ class _Reader:
         if version not in _VERSIONS:
             raise CheckpointInvalid(f"{self._path} is of GGUF version {version}: versions 2 and 3 are read")
         tensor_count, pair_count = self._number("<Q"), self._number("<Q")
-        if tensor_count > MAX_TENSORS or pair_count > _MAX_PAIRS:
+        if tensor_count > _MAX_TENSORS or pair_count > _MAX_PAIRS:
             raise CheckpointInvalid(
                 f"{self._path} announces {tensor_count} tensors and {pair_count} pairs of metadata: "
-                f"{MAX_TENSORS} and {_MAX_PAIRS} at most"
+                f"{_MAX_TENSORS} and {_MAX_PAIRS} at most"
             )
         return tensor_count, pair_count
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 _SIGNS: tuple[tuple[str, str], ...] = (
     (r"lora_(A|B|up|down)\b|\blora\.(up|down)\b|\.(lokr|loha|hada|oft|dora)_", "a LoRA adapter"),
@@ -28,12 +29,17 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 _MAX_NAMES = 3_000
 
 
-def what_it_seems_to_be(names: Collection[str], metadata: Mapping[str, str]) -> str | None:
-    """In words; ``None`` if it has nothing that is known."""
-    few = list(names)[:_MAX_NAMES]
+def known_by(names: Iterable[str]) -> str | None:
+    """In words, by what its tensors are called; ``None`` if that tells nothing."""
+    few = list(islice(names, _MAX_NAMES))
     for pattern, words in _SIGNS:
         sign = re.compile(pattern)
         if any(sign.search(name) for name in few):
             return words
+    return None
+
+
+def known_by_its_own_words(metadata: Mapping[str, str]) -> str | None:
+    """As ``known_by``, by what the file says of itself."""
     architecture = metadata.get("general.architecture") or metadata.get("modelspec.architecture")
-    return f"a model of the architecture {architecture[:40]!r}" if architecture and architecture != "flux" else None
+    return f"a model of the architecture {architecture[:40]!r}" if architecture else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from safelight.checkpoint.flux_config import block_count
 from safelight.checkpoint.flux_names import BLACK_FOREST_LABS, DIFFUSERS, Naming
-from safelight.checkpoint.other_models import what_it_seems_to_be
+from safelight.checkpoint.other_models import known_by, known_by_its_own_words
 from safelight.checkpoint.quantisation import unscaled
 from safelight.checkpoint.stored_tensor import StoredTensor
 from safelight.errors import CheckpointInvalid
@@ -22,6 +21,7 @@ _SUFFIXES = (".safetensors", ".sft", ".gguf")
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _PREFIX = "model.diffusion_model."
 _OTHER_PARTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+_KINDS = ("x_embedder.", "transformer_blocks.", "single_transformer_blocks.")
 _NOT_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -47,7 +47,7 @@ def read_transformer_file(path: Path) -> TransformerFile:
     """Raises ``CheckpointInvalid``, naming the file, if it is damaged, or is not FLUX.1's transformer, all of it."""
     header = _read_header(path)
     names = _of_the_transformer(header.entries)
-    naming = _naming(path, names.values(), header.metadata)
+    naming = _naming(header, names, path)
     stored = {short: _stored(path, name, header) for name, short in names.items()}
     own, scales = unscaled(path, stored, header.metadata)
     if unknown := [tensor.name for name, tensor in own.items() if not naming.shares(name)]:
@@ -73,21 +73,18 @@ def _of_the_transformer(names: Iterable[str]) -> dict[str, str]:
     """The names without what precedes them in a file that holds other parts of a pipeline as well."""
     names = list(names)
     if not any(name.startswith(_PREFIX) for name in names):
-        return {name: name for name in names}
+        return dict(zip(names, names, strict=True))
     return {name: name.removeprefix(_PREFIX) for name in names if not name.startswith(_OTHER_PARTS)}
 
 
-def _naming(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Naming:
-    names = list(names)
-    seems_to_be = what_it_seems_to_be(names, metadata)
+def _naming(header: TensorHeader, names: Mapping[str, str], path: Path) -> Naming:
+    other = known_by(names.values())
     for naming in (BLACK_FOREST_LABS, DIFFUSERS):
-        layers = [share.layer for name in names for share in naming.shares(name)]
-        kinds = ("x_embedder.", "transformer_blocks.", "single_transformer_blocks.")
-        if not seems_to_be and all(any(layer.startswith(kind) for layer in layers) for kind in kinds):
+        layers = [share.layer for name in names.values() for share in naming.shares(name)]
+        if other is None and all(any(layer.startswith(kind) for layer in layers) for kind in _KINDS):
             return naming
-    raise CheckpointInvalid(
-        f"{path} is not a FLUX.1 transformer: it seems to be {seems_to_be or 'something else'}, which cannot be served"
-    )
+    other = known_by(header.entries) or other or known_by_its_own_words(header.metadata) or "something else"
+    raise CheckpointInvalid(f"{path} is not a FLUX.1 transformer: it seems to be {other}, which cannot be served")
 
 
 def _stored(path: Path, name: str, header: TensorHeader) -> StoredTensor:
@@ -113,7 +110,7 @@ def _parts(naming: Naming, name: str, tensor: StoredTensor) -> Iterable[tuple[st
         raise CheckpointInvalid(f"{tensor.path} has {tensor.name} in {tensor.dtype}, in which no weights are")
     shares = naming.shares(name)
     parts = sum(share.parts for share in shares) * (2 if shares[0].halves_swapped else 1)
-    if not math.prod(tensor.shape) or tensor.shape[0] % parts:
+    if not tensor.shape or not tensor.count or tensor.shape[0] % parts:
         raise CheckpointInvalid(
             f"{tensor.path} has {tensor.name} of the shape {list(tensor.shape)}, which is not {parts} equal parts"
         )

@@ -69,6 +69,7 @@ class _Loading:
             self._count(self._transfer.arrived())
         with self._report.phase("to_device"):
             self._count(self._transfer.finish())
+            weights.free_what_decoding_took(self._device)
             for component in self._checkpoint.components:
                 if component.weight_bytes:
                     names = self._matched.get(component.name, {})

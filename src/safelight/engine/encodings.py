@@ -111,12 +111,14 @@ class Quantised:
 
     def decode(self, content: torch.Tensor) -> torch.Tensor:
         """By diffusers' functions, which run on the device; the rarer formats by GGUF's own, which run on the host."""
+        import numpy as np
         import torch
         from gguf.quants import dequantize
 
         kind, on_device = _gguf_format(self.name)
         if on_device is None:
-            values = torch.from_numpy(dequantize(content.cpu().numpy(), kind)).to(content.device)
+            with np.errstate(all="ignore"):  # what is no number is found when all is there
+                values = torch.from_numpy(dequantize(content.cpu().numpy(), kind)).to(content.device)
         else:
             blocks = content.reshape(-1, self.block_bytes)
             values = on_device(blocks, self.block_values, self.block_bytes, self.dtype)

@@ -33,6 +33,14 @@ def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str,
         torch.empty(size_bytes, dtype=torch.uint8, device=device)
 
 
+def free_what_decoding_took(device: torch.device) -> None:
+    """Each stream has memory of its own, which no other uses again."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def make_empty(made_by: Any, component: Component) -> torch.nn.Module:
     """The module as its class makes it from its config: parameters without memory, buffers with their values."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
