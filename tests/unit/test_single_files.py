@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from safelight.checkpoint import Checkpoint, open_checkpoint
-from safelight.checkpoint.flux_names import BLACK_FOREST_LABS, DIFFUSERS
+from safelight.checkpoint.flux_names import BLACK_FOREST_LABS
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.model_card import Family
 from safelight.tensor_header import BLOCKS
@@ -110,29 +110,6 @@ def _refusal(path: Path, base: Path) -> str:
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
     return caught.value.message
-
-
-def test_the_names_and_pieces_are_those_of_diffusers_own_conversion() -> None:
-    """At full width, which its conversion takes for granted; no tensor needs more than one column for it."""
-    import torch
-    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-
-    width, rows = 3072, {"modulation.lin": 3, "mod.lin": 6, "qkv": 3, "linear1": 7, "adaLN_modulation.1": 2}
-    numbers: dict[str, torch.Tensor] = {}
-    for index, name in enumerate(BLACK_FOREST_LABS.names(2, 2, guidance=True)):
-        count = width * next((times for ending, times in rows.items() if ending in name), 1)
-        numbers[name] = torch.arange(count) + index * 100_000
-    expected = convert_flux_transformer_checkpoint_to_diffusers(dict(numbers))
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in numbers.items():
-        shares = BLACK_FOREST_LABS.shares(name)
-        unit, first = len(tensor) // sum(share.parts for share in shares), 0
-        for share in shares:
-            piece = tensor[first : first + unit * share.parts]
-            found[share.layer] = torch.cat(piece.chunk(2)[::-1]) if share.halves_swapped else piece
-            first += unit * share.parts
-    assert found.keys() == expected.keys() == set(DIFFUSERS.names(2, 2, guidance=True))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_single_file_is_a_model_with_what_it_lacks_from_the_base(tmp_path: Path, base: Path) -> None:
