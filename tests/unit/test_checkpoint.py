@@ -12,7 +12,7 @@ import pytest
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
-from safelight.hub.manifest import Manifest, write_manifest
+from safelight.hub.manifest import FileRecord, Manifest, write_manifest
 from safelight.model_card import Family, ModelCard
 from tests.unit.fake_checkpoint import (
     CARD,
@@ -99,7 +99,12 @@ def test_a_model_that_was_not_pulled_names_the_command_that_pulls_it(model: str,
 def _pulled(models: Path, commit: str, revision: str, pulled_at: float) -> Path:
     folder = write_checkpoint(models / "acme" / "tiny" / commit, card=None)
     manifest = Manifest(
-        repository="acme/tiny", commit=commit, revision=revision, endpoint="", pulled_at=pulled_at, files={}
+        repository="acme/tiny",
+        commit=commit,
+        revision=revision,
+        endpoint="",
+        pulled_at=pulled_at,
+        files={"model_index.json": FileRecord(0, "")},
     )
     write_manifest(folder, manifest)
     return folder

@@ -367,7 +367,9 @@ def _redirects_without_end(hub: HubServer) -> str:
 
 def _has_single_files_only(hub: HubServer) -> str:
     hub.add(MODEL, {"flux1-dev.safetensors": b"1"})
-    return f"{MODEL} has no model_index.json: Safelight serves FLUX.1 checkpoints in diffusers layout"
+    return (
+        f"{MODEL} has no model_index.json: it is no checkpoint in diffusers layout; name one of its files as {MODEL}/"
+    )
 
 
 def _has_pickles_only(hub: HubServer) -> str:

@@ -7,5 +7,16 @@ of components and bytes.
 from safelight.checkpoint.component import Checkpoint, Component
 from safelight.checkpoint.directory import COMPONENTS, read_index
 from safelight.checkpoint.opening import open_checkpoint
+from safelight.checkpoint.single_file import BASE_COMPONENTS, read_base
+from safelight.checkpoint.transformer_file import read_transformer_file
 
-__all__ = ["COMPONENTS", "Checkpoint", "Component", "open_checkpoint", "read_index"]
+__all__ = [
+    "BASE_COMPONENTS",
+    "COMPONENTS",
+    "Checkpoint",
+    "Component",
+    "open_checkpoint",
+    "read_base",
+    "read_index",
+    "read_transformer_file",
+]

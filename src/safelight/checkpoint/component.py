@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,14 @@ class Component:
 class Checkpoint:
     """A model that was found complete: a directory, or a single file with a base model for the rest.
 
-    ``components`` are in the order in which they load; ``folders`` may have manifests of what their files must be.
+    ``components`` are in the order in which they load. ``folders`` may have manifests of what their files must be; by
+    folder, which of these files are used.
     """
 
     path: Path
     components: tuple[Component, ...]
     card: ModelCard
-    folders: tuple[Path, ...] = ()
+    folders: Mapping[Path, Callable[[str], bool]] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:

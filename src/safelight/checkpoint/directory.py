@@ -48,7 +48,9 @@ def open_directory(path: Path, model: str) -> Checkpoint:
     index = read_index(path / "model_index.json")
     components = tuple(read_component(path, name, index.get(name)) for name in COMPONENTS)
     manifest = read_manifest(path)
-    return Checkpoint(path, components, _read_card(path, manifest.repository if manifest else model), (path,))
+    return Checkpoint(
+        path, components, _read_card(path, manifest.repository if manifest else model), {path: lambda _: True}
+    )
 
 
 def read_index(path: Path) -> dict[str, Any]:

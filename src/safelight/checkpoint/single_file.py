@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from safelight.checkpoint.directory import COMPONENTS, read_component, read_inde
 from safelight.checkpoint.flux_config import family_of, transformer_config
 from safelight.checkpoint.transformer_file import TransformerFile
 from safelight.errors import CheckpointInvalid
+from safelight.hub.manifest import has_manifest
 from safelight.model_card import Family, ModelCard
+
+BASE_COMPONENTS = tuple(name for name in COMPONENTS if name != "transformer")
+"""What a single file takes from a base model."""
 
 _TITLES = ("general.name", "modelspec.title", "modelspec.architecture")
 _SCHEDULERS: Mapping[bool, Mapping[str, Any]] = {
@@ -25,7 +29,7 @@ _SCHEDULERS: Mapping[bool, Mapping[str, Any]] = {
 def with_base(file: TransformerFile, model: str, base: Path) -> Checkpoint:
     """The whole model. Raises ``CheckpointInvalid`` if the two do not fit together, naming both."""
     base = base.resolve()
-    index = read_index(base / "model_index.json")
+    components = read_base(base)
     base_config = _read_config(base, "transformer")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     try:
@@ -34,12 +38,30 @@ def with_base(file: TransformerFile, model: str, base: Path) -> Checkpoint:
         _check_base(config, base)
     except ValueError as error:
         raise CheckpointInvalid(f"{file.path} cannot be served with {base}: {error}") from None
-    components = {name: read_component(base, name, index.get(name)) for name in COMPONENTS if name != "transformer"}
     components["transformer"] = _transformer(file, base, config)
     if bool(base_config.get("guidance_embeds")) != config["guidance_embeds"]:
         components["scheduler"] = _scheduler(components["scheduler"], config["guidance_embeds"])
     path, parts = file.path.absolute(), tuple(components[name] for name in COMPONENTS)
-    return Checkpoint(path, parts, _card(file, family, model), (path.parent, base))
+    return Checkpoint(path, parts, _card(file, family, model), _folders(path, base))
+
+
+def _folders(path: Path, base: Path) -> dict[Path, Callable[[str], bool]]:
+    """Those of the file and of the base; of a pulled file the snapshot, where it may lie deeper."""
+    top = next((folder for folder in path.parents if has_manifest(folder)), path.parent)
+    name = path.relative_to(top).as_posix()
+    if top == base:
+        return {base: lambda used: used == name or _is_of_a_base(used)}
+    return {top: lambda used: used == name, base: _is_of_a_base}
+
+
+def _is_of_a_base(name: str) -> bool:
+    return not name.startswith("transformer/")
+
+
+def read_base(base: Path) -> dict[str, Component]:
+    """All of a directory but its transformer. Raises ``CheckpointInvalid``."""
+    index = read_index(base / "model_index.json")
+    return {name: read_component(base, name, index.get(name)) for name in BASE_COMPONENTS}
 
 
 def _read_config(base: Path, name: str) -> dict[str, Any]:

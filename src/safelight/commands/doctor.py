@@ -72,8 +72,8 @@ def _port(config: Config) -> Iterator[Finding]:
 
 def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model, config.pulled_models, config.base_model)
-    for folder in checkpoint.folders:
-        verify(folder)
+    for folder, is_used in checkpoint.folders.items():
+        verify(folder, is_used=is_used)
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
     for device in resolve_devices(config.device):

@@ -93,7 +93,7 @@ class _Loading:
             made_by = getattr(importlib.import_module(component.library), component.class_name)
             if not component.weight_bytes:
                 return _without_weights(made_by, component)
-            module = weights.make_empty(made_by, component)
+            module = weights.make_empty(made_by, component.folder, component.config)
             matched = weights.match(module, stored)
             if matched is None and component.is_single_file:
                 raise CheckpointInvalid(f"{component.source}: {weights.difference(module, stored)}")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safelight.checkpoint import Component
 from safelight.checkpoint.stored_tensor import StoredTensor
 from safelight.engine.encodings import Encoding, encoding_of
 from safelight.engine.transfer import CHUNK_BYTES, Chunk
@@ -41,8 +40,11 @@ def free_what_decoding_took(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def make_empty(made_by: Any, component: Component) -> torch.nn.Module:
-    """The module as its class makes it from its config: parameters without memory, buffers with their values."""
+def make_empty(made_by: Any, folder: Path, config: Mapping[str, Any] | None = None) -> torch.nn.Module:
+    """The module as its class makes it from its config: parameters without memory, buffers with their values.
+
+    ``config`` is given where it is not what ``config.json`` in ``folder`` says.
+    """
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from transformers.initialization import no_init_weights
@@ -50,11 +52,9 @@ def make_empty(made_by: Any, component: Component) -> torch.nn.Module:
     module: torch.nn.Module
     with no_init_weights(), init_empty_weights(include_buffers=False):
         if issubclass(made_by, PreTrainedModel):
-            module = made_by(made_by.config_class.from_pretrained(component.folder, local_files_only=True))
+            module = made_by(made_by.config_class.from_pretrained(folder, local_files_only=True))
         else:
-            module = made_by.from_config(
-                component.config or made_by.load_config(component.folder, local_files_only=True)
-            )
+            module = made_by.from_config(config or made_by.load_config(folder, local_files_only=True))
     if isinstance(module, PreTrainedModel):
         module.tie_weights()  # a parameter without memory was made anew for each of its names
     return module.eval().requires_grad_(False)
