@@ -14,90 +14,24 @@ from safelight.checkpoint import Checkpoint, open_checkpoint
 from safelight.checkpoint.flux_names import BLACK_FOREST_LABS
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.model_card import Family
-from safelight.tensor_header import BLOCKS
-from tests.unit.fake_checkpoint import safetensors_bytes, write_checkpoint, write_json
-
-HEAD_DIM, WIDTH, OUT, TEXT, POOLED = 128, 256, 64, 512, 96
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _shapes(
-    doubles: int = 2, singles: int = 3, *, guidance: bool = True, in_channels: int = OUT, prefix: str = ""
-) -> Shapes:
-    """Of a small transformer in the names of Black Forest Labs."""
-    rows = {
-        "mod.lin": 6 * WIDTH,
-        "modulation.lin": 3 * WIDTH,
-        "qkv": 3 * WIDTH,
-        "mlp.0": 4 * WIDTH,
-        "linear1": 7 * WIDTH,
-        "linear2": WIDTH,
-        "linear": OUT,
-        "adaLN_modulation.1": 2 * WIDTH,
-    }
-    columns = {
-        "img_in": in_channels,
-        "txt_in": TEXT,
-        "vector_in.in_layer": POOLED,
-        "time_in.in_layer": 256,
-        "guidance_in.in_layer": 256,
-        "mlp.2": 4 * WIDTH,
-        "linear2": 5 * WIDTH,
-    }
-
-    def of(table: dict[str, int], layer: str) -> int:
-        return next((size for ending, size in table.items() if layer.endswith(ending)), WIDTH)
-
-    made: Shapes = {}
-    for name in BLACK_FOREST_LABS.names(doubles, singles, guidance=guidance):
-        layer, _, parameter = name.rpartition(".")
-        shape = {"weight": (of(rows, layer), of(columns, layer)), "bias": (of(rows, layer),), "scale": (HEAD_DIM,)}
-        made[prefix + name] = shape[parameter]
-    return made
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
-
-
-def _write(
-    path: Path,
-    shapes: Shapes,
-    dtype: str | Callable[[str], str] = "F8_E4M3",
-    metadata: dict[str, str] | None = None,
-    contents: dict[str, bytes] | None = None,
-) -> Path:
-    """Sparse: all bytes but ``contents`` are holes."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    position = 0
-    places: dict[str, int] = {}
-    for name, shape in shapes.items():
-        kind = dtype if isinstance(dtype, str) else dtype(name)
-        end = position + _count(shape) * BLOCKS[kind].size_bytes
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [position, end]}
-        places[name], position = position, end
-    data = safetensors_bytes(header)
-    with path.open("wb") as file:
-        file.write(data)
-        file.truncate(len(data) + position)
-        for name, content in (contents or {}).items():
-            file.seek(len(data) + places[name])
-            file.write(content)
-    return path
+from tests.unit.fake_checkpoint import write_json
+from tests.unit.fake_transformer import (
+    HEAD_DIM,
+    OUT,
+    POOLED,
+    TEXT,
+    WIDTH,
+    Shapes,
+    count_of,
+    shapes_of,
+    write_base,
+    write_transformer,
+)
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    folder = write_checkpoint(tmp_path / "base", card=None)
-    write_json(folder / "transformer" / "config.json", {"guidance_embeds": True, "axes_dims_rope": [16, 56, 56]})
-    write_json(folder / "text_encoder" / "config.json", {"hidden_size": POOLED})
-    write_json(folder / "text_encoder_2" / "config.json", {"d_model": TEXT})
-    write_json(folder / "vae" / "config.json", {"latent_channels": OUT // 4})
-    write_json(folder / "scheduler" / "scheduler_config.json", {"shift": 3.0, "use_dynamic_shifting": True})
-    return folder
+    return write_base(tmp_path / "base")
 
 
 def _open(path: Path, base: Path) -> Checkpoint:
@@ -113,7 +47,7 @@ def _refusal(path: Path, base: Path) -> str:
 
 
 def test_a_single_file_is_a_model_with_what_it_lacks_from_the_base(tmp_path: Path, base: Path) -> None:
-    path = _write(tmp_path / "mine.safetensors", _shapes(), "BF16")
+    path = write_transformer(tmp_path / "mine.safetensors", shapes_of(), "BF16")
     checkpoint = _open(path, base)
     parts = {part.name: part for part in checkpoint.components}
     transformer = parts.pop("transformer")
@@ -132,7 +66,7 @@ def test_a_single_file_is_a_model_with_what_it_lacks_from_the_base(tmp_path: Pat
     }
     assert transformer.files == (path,)
     assert (transformer.dtype, transformer.weight_bytes) == ("BF16", 2 * transformer.weight_count)
-    assert transformer.weight_count == sum(_count(shape) for shape in _shapes().values())
+    assert transformer.weight_count == sum(count_of(shape) for shape in shapes_of().values())
     assert all(part.folder == base / name for name, part in parts.items())
     assert (checkpoint.path, checkpoint.card.id, checkpoint.card.family) == (path, str(path), Family.DEV)
 
@@ -140,33 +74,33 @@ def test_a_single_file_is_a_model_with_what_it_lacks_from_the_base(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "shapes", "metadata", "family"),
     [
-        ("flux1-dev-fp8.safetensors", _shapes(), None, Family.DEV),
-        ("flux1-schnell.safetensors", _shapes(guidance=False), None, Family.SCHNELL),
-        ("dev-by-name.safetensors", _shapes(guidance=False), {"modelspec.title": "dev"}, Family.SCHNELL),
-        ("flux1-krea-dev_fp8_scaled.safetensors", _shapes(), None, Family.KREA),
-        ("FLUX1-Kontext-dev.sft", _shapes(), None, Family.KONTEXT),
-        ("mine.safetensors", _shapes(), {"modelspec.title": "Flux.1 Kontext Dev"}, Family.KONTEXT),
-        ("mine.safetensors", _shapes(), {"modelspec.architecture": "flux-1-krea-dev"}, Family.KREA),
-        ("mine.safetensors", _shapes(in_channels=2 * OUT + 256), None, Family.FILL),
-        ("comfy.safetensors", _shapes(prefix="model.diffusion_model."), None, Family.DEV),
+        ("flux1-dev-fp8.safetensors", shapes_of(), None, Family.DEV),
+        ("flux1-schnell.safetensors", shapes_of(guidance=False), None, Family.SCHNELL),
+        ("dev-by-name.safetensors", shapes_of(guidance=False), {"modelspec.title": "dev"}, Family.SCHNELL),
+        ("flux1-krea-dev_fp8_scaled.safetensors", shapes_of(), None, Family.KREA),
+        ("FLUX1-Kontext-dev.sft", shapes_of(), None, Family.KONTEXT),
+        ("mine.safetensors", shapes_of(), {"modelspec.title": "Flux.1 Kontext Dev"}, Family.KONTEXT),
+        ("mine.safetensors", shapes_of(), {"modelspec.architecture": "flux-1-krea-dev"}, Family.KREA),
+        ("mine.safetensors", shapes_of(in_channels=2 * OUT + 256), None, Family.FILL),
+        ("comfy.safetensors", shapes_of(prefix="model.diffusion_model."), None, Family.DEV),
     ],
 )
 def test_the_family_is_told_from_shapes_then_from_words(
     name: str, shapes: Shapes, metadata: dict[str, str] | None, family: Family, tmp_path: Path, base: Path
 ) -> None:
-    card = _open(_write(tmp_path / name, shapes, metadata=metadata), base).card
+    card = _open(write_transformer(tmp_path / name, shapes, metadata=metadata), base).card
     assert card.family is family
     assert card.has_guidance is (family is not Family.SCHNELL)
 
 
 def test_diffusers_names_are_read_as_well(tmp_path: Path, base: Path) -> None:
-    theirs = _open(_write(tmp_path / "a.safetensors", _shapes()), base)
+    theirs = _open(write_transformer(tmp_path / "a.safetensors", shapes_of()), base)
     shapes: Shapes = {}
-    for name, (first, *others) in _shapes().items():
+    for name, (first, *others) in shapes_of().items():
         shares = BLACK_FOREST_LABS.shares(name)
         for share in shares:
             shapes[share.layer] = (first * share.parts // sum(share.parts for share in shares), *others)
-    ours = _open(_write(tmp_path / "b.safetensors", shapes), base)
+    ours = _open(write_transformer(tmp_path / "b.safetensors", shapes), base)
     assert ours.components[-2].config == theirs.components[-2].config is not None
 
 
@@ -174,7 +108,7 @@ def test_diffusers_names_are_read_as_well(tmp_path: Path, base: Path) -> None:
 def test_a_base_of_the_other_kind_gives_no_wrong_noise_schedule(
     guidance: bool, settings: tuple[float, bool], tmp_path: Path, base: Path
 ) -> None:
-    path = _write(tmp_path / "a.safetensors", _shapes(guidance=guidance))
+    path = write_transformer(tmp_path / "a.safetensors", shapes_of(guidance=guidance))
     for base_guidance in (True, False):
         write_json(base / "transformer" / "config.json", {"guidance_embeds": base_guidance})
         (scheduler,) = (part for part in _open(path, base).components if part.name == "scheduler")
@@ -189,25 +123,25 @@ def test_a_base_needs_no_transformer_of_its_own(tmp_path: Path, base: Path) -> N
     for path in (base / "transformer").iterdir():
         path.unlink()
     (base / "transformer").rmdir()
-    assert _open(_write(tmp_path / "a.safetensors", _shapes()), base).card.family is Family.DEV
+    assert _open(write_transformer(tmp_path / "a.safetensors", shapes_of()), base).card.family is Family.DEV
 
 
 def test_it_may_have_a_card_of_its_own_beside_it(tmp_path: Path, base: Path) -> None:
-    path = _write(tmp_path / "portraits.safetensors", _shapes())
+    path = write_transformer(tmp_path / "portraits.safetensors", shapes_of())
     write_json(tmp_path / "portraits.safelight.json", {"id": "acme/portraits", "default_width": 512})
     card = _open(path, base).card
     assert (card.id, card.default_width) == ("acme/portraits", 512)
 
 
 def test_without_a_base_the_remedy_is_named(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.safetensors", _shapes())
+    path = write_transformer(tmp_path / "a.safetensors", shapes_of())
     with pytest.raises(CheckpointNotFound, match="--base-model") as caught:
         open_checkpoint(str(path))
     assert str(path) in caught.value.message
 
 
 def test_a_base_that_is_not_there_or_no_directory_is_named(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.safetensors", _shapes())
+    path = write_transformer(tmp_path / "a.safetensors", shapes_of())
     with pytest.raises(CheckpointNotFound, match="no/base"):
         open_checkpoint(str(path), None, "no/base")
     with pytest.raises(CheckpointInvalid, match="is a single file"):
@@ -225,7 +159,7 @@ def test_a_base_that_is_not_there_or_no_directory_is_named(tmp_path: Path) -> No
 def test_a_base_of_another_model_is_refused(
     folder: str, config: dict[str, int], sentence: str, tmp_path: Path, base: Path
 ) -> None:
-    path = _write(tmp_path / "a.safetensors", _shapes())
+    path = write_transformer(tmp_path / "a.safetensors", shapes_of())
     write_json(base / folder / "config.json", config)
     message = _refusal(path, base)
     assert sentence in message and str(base) in message
@@ -246,20 +180,22 @@ def test_a_base_of_another_model_is_refused(
         (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "a T5 text encoder"),
         (["text_model.encoder.layers.0.self_attn.k_proj.weight"], "a CLIP text encoder"),
         (["model.layers.0.self_attn.q_proj.weight"], "a language model"),
-        ([*_shapes(), "distilled_guidance_layer.in_proj.weight"], "Chroma"),
+        ([*shapes_of(), "distilled_guidance_layer.in_proj.weight"], "Chroma"),
         (["double_stream_modulation_img.lin.weight", "img_in.weight"], "FLUX.2"),
-        (["controlnet_x_embedder.weight", *_shapes()], "a ControlNet"),
+        (["controlnet_x_embedder.weight", *shapes_of()], "a ControlNet"),
         (["redux_up.weight"], "FLUX.1 Redux"),
         (["something.weight"], "something else"),
     ],
 )
 def test_another_kind_of_model_is_called_by_its_name(names: list[str], what: str, tmp_path: Path, base: Path) -> None:
-    path = _write(tmp_path / "a.safetensors", dict.fromkeys(names, (1,)))
+    path = write_transformer(tmp_path / "a.safetensors", dict.fromkeys(names, (1,)))
     assert f"it seems to be {what}, which" in _refusal(path, base)
 
 
 def test_the_control_models_are_refused_by_their_channels(tmp_path: Path, base: Path) -> None:
-    assert "Canny and Depth" in _refusal(_write(tmp_path / "a.safetensors", _shapes(in_channels=2 * OUT)), base)
+    assert "Canny and Depth" in _refusal(
+        write_transformer(tmp_path / "a.safetensors", shapes_of(in_channels=2 * OUT)), base
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,13 +224,13 @@ def test_the_control_models_are_refused_by_their_channels(tmp_path: Path, base: 
 def test_what_is_not_as_in_flux_is_named(
     change: Callable[[Shapes], object], sentence: str, tmp_path: Path, base: Path
 ) -> None:
-    shapes = _shapes()
+    shapes = shapes_of()
     change(shapes)
-    assert sentence in _refusal(_write(tmp_path / "a.safetensors", shapes), base)
+    assert sentence in _refusal(write_transformer(tmp_path / "a.safetensors", shapes), base)
 
 
 def _quantised(more: Shapes, dtypes: dict[str, str]) -> tuple[Shapes, Callable[[str], str]]:
-    return _shapes() | more, lambda name: dtypes.get(name, dtypes.get("*", "F8_E4M3"))
+    return shapes_of() | more, lambda name: dtypes.get(name, dtypes.get("*", "F8_E4M3"))
 
 
 SCALE = "double_blocks.0.img_mlp.0.weight_scale"
@@ -317,7 +253,7 @@ WEIGHT = "double_blocks.0.img_mlp.0.weight"
 def test_a_quantisation_that_is_not_understood_is_called_by_its_name(
     more: Shapes, dtypes: dict[str, str], scheme: str, tmp_path: Path, base: Path
 ) -> None:
-    path = _write(tmp_path / "a.safetensors", *_quantised(more, dtypes))
+    path = write_transformer(tmp_path / "a.safetensors", *_quantised(more, dtypes))
     assert f"quantised in a way that is not read here, {scheme}" in _refusal(path, base)
 
 
@@ -334,22 +270,26 @@ def test_the_format_that_a_file_states_is_believed(
     layer: dict[str, Any], scheme: str, tmp_path: Path, base: Path
 ) -> None:
     metadata = {"_quantization_metadata": json.dumps({"layers": {"double_blocks.0.img_mlp.0": layer}})}
-    assert scheme in _refusal(_write(tmp_path / "a.safetensors", _shapes(), metadata=metadata), base)
+    assert scheme in _refusal(write_transformer(tmp_path / "a.safetensors", shapes_of(), metadata=metadata), base)
     content = json.dumps(layer).encode()
     name = "double_blocks.0.img_mlp.0.comfy_quant"
-    path = _write(tmp_path / "b.safetensors", _shapes() | {name: (len(content),)}, contents={name: content})
+    path = write_transformer(
+        tmp_path / "b.safetensors", shapes_of() | {name: (len(content),)}, contents={name: content}
+    )
     assert scheme in _refusal(path, base)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 5000, b""])
 def test_a_format_that_cannot_be_read_is_refused(content: bytes, tmp_path: Path, base: Path) -> None:
     name = "double_blocks.0.img_mlp.0.comfy_quant"
-    path = _write(tmp_path / "b.safetensors", _shapes() | {name: (len(content),)}, contents={name: content})
+    path = write_transformer(
+        tmp_path / "b.safetensors", shapes_of() | {name: (len(content),)}, contents={name: content}
+    )
     assert "comfy_quant that cannot be read" in _refusal(path, base)
 
 
 def test_whole_numbers_are_no_weights(tmp_path: Path, base: Path) -> None:
-    assert "img_in.weight in I8" in _refusal(_write(tmp_path / "a.safetensors", _shapes(), "I8"), base)
+    assert "img_in.weight in I8" in _refusal(write_transformer(tmp_path / "a.safetensors", shapes_of(), "I8"), base)
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin"])

@@ -12,7 +12,7 @@ from safelight.checkpoint.directory import COMPONENTS, read_component, read_inde
 from safelight.checkpoint.flux_config import family_of, transformer_config
 from safelight.checkpoint.transformer_file import TransformerFile
 from safelight.errors import CheckpointInvalid
-from safelight.hub.manifest import has_manifest
+from safelight.hub.manifest import has_manifest, read_manifest
 from safelight.model_card import Family, ModelCard
 
 BASE_COMPONENTS = tuple(name for name in COMPONENTS if name != "transformer")
@@ -42,13 +42,16 @@ def with_base(file: TransformerFile, model: str, base: Path) -> Checkpoint:
     if bool(base_config.get("guidance_embeds")) != config["guidance_embeds"]:
         components["scheduler"] = _scheduler(components["scheduler"], config["guidance_embeds"])
     path, parts = file.path.absolute(), tuple(components[name] for name in COMPONENTS)
-    return Checkpoint(path, parts, _card(file, family, model), _folders(path, base))
-
-
-def _folders(path: Path, base: Path) -> dict[Path, Callable[[str], bool]]:
-    """Those of the file and of the base; of a pulled file the snapshot, where it may lie deeper."""
+    # Of a pulled file it is the snapshot, in which it may lie deeper.
     top = next((folder for folder in path.parents if has_manifest(folder)), path.parent)
     name = path.relative_to(top).as_posix()
+    manifest = read_manifest(top)
+    card = _card(file, family, f"{manifest.repository}/{name}" if manifest else model)
+    return Checkpoint(path, parts, card, _used_files(top, name, base))
+
+
+def _used_files(top: Path, name: str, base: Path) -> dict[Path, Callable[[str], bool]]:
+    """Of the folder that the file lies in, and of the base."""
     if top == base:
         return {base: lambda used: used == name or _is_of_a_base(used)}
     return {top: lambda used: used == name, base: _is_of_a_base}

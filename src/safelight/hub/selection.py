@@ -50,7 +50,7 @@ def _single(model: ModelName, files: Sequence[HubFile]) -> HubFile:
 
 def _offer(model: ModelName, files: Sequence[HubFile]) -> str:
     """Its single files, which can be named instead."""
-    names = [file.name for file in files if file.name.endswith((WEIGHTS_SUFFIX, ".gguf"))]
+    names = sorted(file.name for file in files if file.name.endswith((WEIGHTS_SUFFIX, ".gguf")))
     if not names:
         return ""
     more = f" and {len(names) - _OFFERED} more" if len(names) > _OFFERED else ""
