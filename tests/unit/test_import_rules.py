@@ -86,6 +86,21 @@ def test_server_and_engine_do_not_know_each_other(path: Path) -> None:
         assert not {name for name in own if name.startswith("server")}
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("checkpoint/*.py")), ids=_name)
+def test_a_checkpoint_knows_nothing_of_the_processes_that_read_it(path: Path) -> None:
+    known = {
+        "checkpoint",
+        "config",
+        "errors",
+        "gguf_header",
+        "hub",
+        "model_card",
+        "safetensors_header",
+        "tensor_header",
+    }
+    assert {name.split(".")[0] for name in _own(path)} <= known
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_the_shared_modules_import_only_what_lies_below_them(name: str) -> None:
     assert _own(PACKAGE / f"{name}.py") <= ALLOWED[name]

@@ -126,6 +126,18 @@ def test_a_base_needs_no_transformer_of_its_own(tmp_path: Path, base: Path) -> N
     assert _open(write_transformer(tmp_path / "a.safetensors", shapes_of()), base).card.family is Family.DEV
 
 
+@pytest.mark.parametrize("is_dynamic", [True, False])
+def test_of_a_base_without_a_transformer_the_scheduler_itself_tells_its_kind(
+    is_dynamic: bool, tmp_path: Path, base: Path
+) -> None:
+    (base / "transformer" / "config.json").unlink()
+    write_json(base / "scheduler" / "scheduler_config.json", {"shift": 2.0, "use_dynamic_shifting": is_dynamic})
+    for guidance in (True, False):
+        path = write_transformer(tmp_path / "a.safetensors", shapes_of(guidance=guidance))
+        (scheduler,) = (part for part in _open(path, base).components if part.name == "scheduler")
+        assert (scheduler.config is None) is (guidance is is_dynamic)
+
+
 def test_it_may_have_a_card_of_its_own_beside_it(tmp_path: Path, base: Path) -> None:
     path = write_transformer(tmp_path / "portraits.safetensors", shapes_of())
     write_json(tmp_path / "portraits.safelight.json", {"id": "acme/portraits", "default_width": 512})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ def with_base(file: TransformerFile, model: str, base: Path) -> Checkpoint:
     except ValueError as error:
         raise CheckpointInvalid(f"{file.path} cannot be served with {base}: {error}") from None
     components["transformer"] = _transformer(file, base, config)
-    if bool(base_config.get("guidance_embeds")) != config["guidance_embeds"]:
-        components["scheduler"] = _scheduler(components["scheduler"], config["guidance_embeds"])
+    components["scheduler"] = _scheduler(components["scheduler"], base_config, config)
     path, parts = file.path.absolute(), tuple(components[name] for name in COMPONENTS)
     # Of a pulled file it is the snapshot, in which it may lie deeper.
     top = next((folder for folder in path.parents if has_manifest(folder)), path.parent)
@@ -104,18 +104,14 @@ def _transformer(file: TransformerFile, base: Path, config: Mapping[str, Any]) -
     )
 
 
-def _scheduler(component: Component, guidance: bool) -> Component:
-    """That of the base model is for another kind of transformer."""
+def _scheduler(component: Component, base_transformer: Mapping[str, Any], transformer: Mapping[str, Any]) -> Component:
+    """That of the base model, with other settings if it is for another kind of transformer."""
     config = read_json(component.folder / "scheduler_config.json", dict[str, Any])
-    return Component(
-        component.name,
-        component.library,
-        component.class_name,
-        0,
-        None,
-        component.folder,
-        config={**config, **_SCHEDULERS[guidance]},
-    )
+    guidance = transformer["guidance_embeds"]
+    base_guidance = base_transformer.get("guidance_embeds", config.get("use_dynamic_shifting", False))
+    if base_guidance == guidance:
+        return component
+    return replace(component, config={**config, **_SCHEDULERS[guidance]})
 
 
 def _card(file: TransformerFile, family: Family, model: str) -> ModelCard:
