@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,26 @@ def test_what_is_not_as_in_flux_is_named(
     shapes = shapes_of()
     change(shapes)
     assert sentence in _refusal(write_transformer(tmp_path / "a.safetensors", shapes), base)
+
+
+def _many_blocks() -> Shapes:
+    blocks = [f"{kind}_blocks.{index}.{layer}" for index in range(9_000) for kind, layer in _LAYERS.items()]
+    return dict.fromkeys([*blocks, "img_in.weight"], (0,))
+
+
+_LAYERS = {"double": "img_attn.qkv.weight", "single": "linear1.weight"}
+BOMBS: dict[str, Callable[[], Shapes]] = {
+    "blocks without end": _many_blocks,
+    "nothing of FLUX": lambda: dict.fromkeys([f"tensor.{index}" for index in range(19_000)], (0,)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_header_of_many_tensors_is_refused_before_anybody_waits(name: str, tmp_path: Path, base: Path) -> None:
+    path = write_transformer(tmp_path / "a.safetensors", BOMBS[name]())
+    start = time.process_time()
+    _refusal(path, base)
+    assert time.process_time() - start < 0.2
 
 
 def _quantised(more: Shapes, dtypes: dict[str, str]) -> tuple[Shapes, Callable[[str], str]]:

@@ -21,6 +21,7 @@ _SUFFIXES = (".safetensors", ".sft", ".gguf")
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _PREFIX = "model.diffusion_model."
 _OTHER_PARTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+_MAX_BLOCKS = 200  # FLUX.1 has 57
 _KINDS = ("x_embedder.", "transformer_blocks.", "single_transformer_blocks.")
 _NOT_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
@@ -99,6 +100,8 @@ def _stored(path: Path, name: str, header: TensorHeader) -> StoredTensor:
 
 def _check_complete(path: Path, naming: Naming, own: Mapping[str, StoredTensor]) -> None:
     doubles, singles = block_count(own, naming.double_blocks), block_count(own, naming.single_blocks)
+    if doubles + singles > _MAX_BLOCKS:
+        raise CheckpointInvalid(f"{path} has {doubles + singles} blocks: {_MAX_BLOCKS} at most")
     guidance = any("guidance" in name for name in own)
     if missing := [name for name in naming.names(doubles, singles, guidance=guidance) if name not in own]:
         raise CheckpointInvalid(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
