@@ -36,6 +36,9 @@ _CLASSES: dict[str, tuple[str, frozenset[str]]] = {
 _WEIGHTS = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
 _WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "scheduler")
 
+_PIPELINES = {"FluxPipeline": None, "FluxKontextPipeline": Family.KONTEXT, "FluxFillPipeline": Family.FILL}
+"""Which family a ``model_index.json`` names by its class, if it does."""
+
 COMPONENTS = tuple(_CLASSES)
 """Folders of a checkpoint, in the order in which they load."""
 
@@ -48,16 +51,15 @@ def open_directory(path: Path, model: str) -> Checkpoint:
     index = read_index(path / "model_index.json")
     components = tuple(read_component(path, name, index.get(name)) for name in COMPONENTS)
     manifest = read_manifest(path)
-    return Checkpoint(
-        path, components, _read_card(path, manifest.repository if manifest else model), {path: lambda _: True}
-    )
+    card = _read_card(path, manifest.repository if manifest else model, _PIPELINES[index["_class_name"]])
+    return Checkpoint(path, components, card, {path: lambda _: True})
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """The ``model_index.json`` of a pipeline that can be served. Raises ``CheckpointInvalid``."""
     index = read_json(path, dict[str, Any])
-    if index.get("_class_name") != "FluxPipeline":
-        raise CheckpointInvalid(f"{path} is for {index.get('_class_name')}, not FluxPipeline")
+    if index.get("_class_name") not in _PIPELINES:
+        raise CheckpointInvalid(f"{path} is for {index.get('_class_name')}, not {' or '.join(_PIPELINES)}")
     return index
 
 
@@ -115,15 +117,24 @@ class _ShardIndex(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def _read_card(path: Path, model: str) -> ModelCard:
-    own = path / "safelight.json"
-    if own.exists():
-        return read_json(own, ModelCard)
+def _read_card(path: Path, model: str, family: Family | None) -> ModelCard:
     transformer = read_json(path / "transformer" / "config.json", dict[str, Any])
-    family = Family.DEV if transformer.get("guidance_embeds") else Family.SCHNELL
-    if family is Family.DEV and "krea" in Path(model).name.lower():  # no file tells it from dev
-        family = Family.KREA
-    return ModelCard.of_family(family, model)
+    reads_more = transformer.get("out_channels") not in (None, transformer.get("in_channels"))
+    if reads_more != (family is Family.FILL):
+        raise CheckpointInvalid(f"{path / 'transformer' / 'config.json'} and model_index.json are of different models")
+    own = path / "safelight.json"
+    if not own.exists():
+        return ModelCard.of_family(family or _family_of(transformer, model), model)
+    card = read_json(own, ModelCard)
+    if family is not None and card.family is not family:
+        raise CheckpointInvalid(f"{own} says family {card.family}, model_index.json is of {family}")
+    return card
+
+
+def _family_of(transformer: dict[str, Any], model: str) -> Family:
+    if not transformer.get("guidance_embeds"):
+        return Family.SCHNELL
+    return Family.KREA if "krea" in Path(model).name.lower() else Family.DEV  # no file tells them apart
 
 
 def read_json(path: Path, kind: type[Parsed]) -> Parsed:

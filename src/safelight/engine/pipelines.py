@@ -6,14 +6,12 @@ import functools
 import gc
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safelight.checkpoint import Checkpoint
 from safelight.engine.components import load_components
 from safelight.engine.load_report import LoadReport
-from safelight.engine.sources import Source
 from safelight.errors import DeviceUnavailable, NotEnoughMemory
-from safelight.params import GenerationParams
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -78,21 +76,3 @@ def build_pipeline(checkpoint: Checkpoint, device: str, dtype: str, report: Load
     pipeline = FluxPipeline(**load_components(checkpoint, torch.device(device), getattr(torch, dtype), report))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def for_source(
-    pipeline: FluxPipeline, params: GenerationParams, source: Source, seed: int
-) -> tuple[Any, dict[str, Any]]:
-    """The pipeline that changes a picture, over the same weights, and the arguments that only it takes."""
-    import torch
-    from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
-
-    made_by = FluxImg2ImgPipeline if source.mask is None else FluxInpaintPipeline
-    changing = made_by(**pipeline.components)
-    changing.set_progress_bar_config(disable=True)
-    arguments = {
-        "image": source.image,
-        "strength": params.strength,
-        "generator": torch.Generator("cpu").manual_seed(seed),
-    }
-    return changing, arguments if source.mask is None else arguments | {"mask_image": source.mask}
