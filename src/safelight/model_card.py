@@ -127,14 +127,14 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
             name = "negative_prompt" if params.negative_prompt else "true_cfg_scale"
             raise UnsupportedValue(f"{self.id} has no {name}: its guidance is guidance_scale", param=name)
 
-    def check_picture(self, *, has_mask: bool, strength: float | None) -> None:
-        """As ``check``, before a picture that was sent is even decoded."""
+    def check_picture(self, *, has_mask: bool, strength_name: str | None) -> None:
+        """As ``check``, before a picture that was sent is even decoded; ``strength_name`` is what gave one."""
         if has_mask:
             self.check_task(Task.INPAINTING)
         elif set(self.tasks) <= {Task.TEXT_TO_IMAGE}:
             self.check_task(Task.IMAGE_TO_IMAGE)
-        if strength is not None and not self.has_strength:
-            raise UnsupportedValue(f"{self.id} takes no strength: {self._offer}", param="strength")
+        if strength_name is not None and not self.has_strength:
+            raise UnsupportedValue(f"{self.id} takes no {strength_name}: {self._offer}", param=strength_name)
 
     def check_task(self, task: Task) -> None:
         """Raises ``UnsupportedValue`` that says what this model does instead."""

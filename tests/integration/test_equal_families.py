@@ -130,7 +130,9 @@ def _reference(pipeline: Any, params: GenerationParams, picture: Image.Image | N
 
 
 def _edit(reference: tuple[int, int], **changes: Any) -> Job:
-    return _params(source=SourceImage("source", reference_size=reference), **changes), Source(_picture(*reference), None)
+    return _params(source=SourceImage("source", reference_size=reference), **changes), Source(
+        _picture(*reference), None
+    )
 
 
 EDITS: list[Job] = [

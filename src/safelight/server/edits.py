@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from safelight.errors import InvalidValue, MissingParameter, UnsupportedMediaType, UnsupportedValue
+from safelight.model_card import Task
 from safelight.params import ImageFormat
 from safelight.server.front import Front
 from safelight.server.images import ANSWERS, ImagesRequest, asked_size, draw
@@ -64,6 +65,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/variations", responses=ANSWERS, openapi_extra=_content("image"))
     async def vary(request: Request) -> Response:
         """Draws the picture again, a little different."""
+        (await front.model.wait_for_card()).check_task(Task.IMAGE_TO_IMAGE)
         return await _edit(front, request, needs_prompt=False, default_strength=_VARIATION_STRENGTH)
 
     async def options() -> Response:
@@ -84,7 +86,8 @@ async def _edit(
     if needs_prompt and not body.prompt.strip():
         raise MissingParameter("prompt is required", param="prompt")
     size = None if body.size in (None, "auto") and not (body.width or body.height) else asked_size(body, card)
-    upload = await read_upload(card, image, mask, body.strength or default_strength, size)
+    strength = default_strength if body.strength is None else body.strength
+    upload = await read_upload(card, image, mask, strength, size)
     return await draw(front, request, body, card, "image_edit", upload)
 
 
