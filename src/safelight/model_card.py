@@ -64,7 +64,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     has_true_cfg: bool = True
     max_sequence_length: int = 512
     reference_sizes: tuple[tuple[int, int], ...] = ()
-    """Widths and heights that a picture to edit is brought into: that of the nearest shape. None: any."""
+    """Widths and heights that a picture to edit is brought into: that of the nearest shape. None: FLUX.1-Kontext's."""
     vocabulary: Vocabulary | None = None
     examples: list[str] = []
 
@@ -95,7 +95,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     def reference_size(self, width: int, height: int) -> tuple[int, int]:
         """The size of the nearest shape in which this model was shown pictures to edit, in pixels."""
-        sizes = self.reference_sizes or ((self.fitting(width), self.fitting(height)),)
+        sizes = self.reference_sizes or _KONTEXT_SIZES
         return min(sizes, key=lambda size: (abs(width / height - size[0] / size[1]), size))
 
     def picture_tokens(self, size: tuple[int, int] | None) -> int:
@@ -197,7 +197,6 @@ _FAMILIES: dict[Family, dict[str, Any]] = {
         "title": "FLUX.1-Kontext-dev",
         "tasks": (Task.TEXT_TO_IMAGE, Task.EDITING),
         "default_guidance_scale": 2.5,
-        "reference_sizes": _KONTEXT_SIZES,
     },
     Family.FILL: {
         "title": "FLUX.1-Fill-dev",

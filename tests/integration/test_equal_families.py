@@ -176,7 +176,12 @@ def test_the_sizes_of_references_are_those_of_diffusers() -> None:
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
     card = ModelCard.of_family(Family.KONTEXT, "kontext")
-    assert list(card.reference_sizes) == PREFERRED_KONTEXT_RESOLUTIONS
+    for width, height in [(side, 1000) for side in range(300, 3000, 37)]:
+        nearest = min(
+            (abs(width / height - across / down), across, down) for across, down in PREFERRED_KONTEXT_RESOLUTIONS
+        )
+        assert card.reference_size(width, height) == nearest[1:]
+    assert {card.reference_size(*size) for size in PREFERRED_KONTEXT_RESOLUTIONS} == set(PREFERRED_KONTEXT_RESOLUTIONS)
 
 
 # --- FLUX.1-Fill ------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ function Choose({ source, dropError, tasks }) {
 function Chosen({ session, picture, tasks }) {
   const settings = useValue(session.settings);
   const hasMask = useValue(session.source.hasMask);
-  const strength = settings.strength ?? usualStrength(hasMask);
+  const strength = settings.strength ?? usualStrength(hasMask || tasks.needsMask);
   const clear = () => {
     session.source.clear();
     session.set({ strength: null });
