@@ -193,8 +193,6 @@ async def test_pictures_that_contradict_each_other(tmp_path: Path, monkeypatch: 
         both = [_prediction(**two), _json("/v1/flux-kontext-max", **TEXT, **two)]
         await _refused(client, iter(both), "were both given: give one of them")
         none = [
-            _prediction(aspect_ratio="match_input_image"),
-            _prediction(megapixels="match_input"),
             _prediction(mask=_uri(MASK)),
             _json("/v1/flux-pro-1.0-fill", **TEXT, mask=_uri(MASK)),
         ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from safelight.model_card import ModelCard
 
 MEGAPIXEL = 1024 * 1024
 
-AnyRatio = Annotated[str, Field(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")]
+RATIO = "[1-9][0-9]?:[1-9][0-9]?"
+"""As a pattern."""
 
 
 def sized(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -12,7 +12,7 @@ from safelight.errors import InvalidValue, NotFound, UnsupportedValue
 from safelight.jobs import Job, JobError, JobStatus
 from safelight.model_card import ModelCard
 from safelight.params import ImageFormat
-from safelight.server.aspect import AnyRatio, asked_size, sized
+from safelight.server.aspect import RATIO, asked_size, sized
 from safelight.server.callers import idempotency_of, owner_of
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
@@ -38,7 +38,7 @@ _IMAGE_NAMES = ("input_image", "image", "image_prompt")
 class FluxRequest(GenerationRequest):
     """BFL's members. Those that a model of one's own has no notion of are accepted and have no effect."""
 
-    aspect_ratio: AnyRatio | None = None
+    aspect_ratio: Annotated[str, Field(pattern=f"^{RATIO}$")] | None = None
     output_format: Literal["png", "jpeg"] | None = None
     image_prompt: str | None = Field(None, description="a picture to change, as base64")
     input_image: str | None = Field(None, description="the same, as flux-kontext calls it")

@@ -11,7 +11,7 @@ from safelight.errors import InvalidValue
 from safelight.jobs import COMPLETED, Webhook
 from safelight.model_card import ModelCard
 from safelight.params import MAX_IMAGES, MAX_PARTIAL_IMAGES, GenerationParams, ImageFormat
-from safelight.server.aspect import MEGAPIXEL, AnyRatio, asked_size, sized
+from safelight.server.aspect import MEGAPIXEL, RATIO, asked_size, sized
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
 from safelight.server.outbound import check_url
@@ -26,7 +26,7 @@ _LIKE_IMAGE, _AREA_LIKE_IMAGE = "match_input_image", "match_input"
 class PredictionInput(GenerationRequest):
     """Sizes come as width and height, or as aspect_ratio and megapixels."""
 
-    aspect_ratio: AnyRatio | Literal["match_input_image"] | None = None
+    aspect_ratio: Annotated[str, Field(pattern=f"^({_LIKE_IMAGE}|{RATIO})$")] | None = None
     megapixels: Literal["1", "0.25", "match_input"] | None = Field(
         None, description="area of an image; the model's own by default"
     )
@@ -89,8 +89,6 @@ async def _upload(asked: PredictionInput, card: ModelCard, size: tuple[int, int]
         return await read_base64_upload(card, image, asked.mask, strength, size, strength_name="prompt_strength")
     if asked.mask is not None or asked.prompt_strength is not None:
         raise InvalidValue("mask and prompt_strength need an image", param="image")
-    if asked.aspect_ratio == _LIKE_IMAGE or asked.megapixels == _AREA_LIKE_IMAGE:
-        raise InvalidValue(f"{_LIKE_IMAGE} and {_AREA_LIKE_IMAGE} need an image", param="image")
     return None
 
 

@@ -199,8 +199,6 @@ _EXCLUDED: tuple[dict[str, Schema], ...] = (
     {"input_image": {"type": "string"}, "image_prompt": {"type": "string"}},
     {"mask": {"type": "string"}, **_NO_IMAGE},
     {"prompt_strength": {"type": "number"}, **_NO_IMAGE},
-    {"aspect_ratio": {"const": "match_input_image"}, **_NO_IMAGE},
-    {"megapixels": {"const": "match_input"}, **_NO_IMAGE},
 )
 """Members that contradict each other, the first one being there; one that is absent counts as null."""
 
