@@ -13,12 +13,17 @@ VOCABULARY = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", 
 PACKED_CHANNELS = 16
 """Of four latents of four channels each."""
 MASK_CHANNELS = 4 * 8**2
-_LIVELINESS = 3.0
+LIVELY = 3.0
 """Times fresh weights: else whatever a transformer of two blocks is shown hardly changes the picture."""
 
 
 def make_checkpoint(
-    folder: Path, *, guidance_embeds: bool = True, max_shard_size: str = "20KB", pipeline: str = "FluxPipeline"
+    folder: Path,
+    *,
+    guidance_embeds: bool = True,
+    max_shard_size: str = "20KB",
+    pipeline: str = "FluxPipeline",
+    liveliness: float = 1.0,
 ) -> Path:
     """A few hundred kilobytes of float32 weights; the transformer and the T5 encoder come in several shards.
 
@@ -69,13 +74,13 @@ def make_checkpoint(
             norm_num_groups=1,
             use_quant_conv=False,
             use_post_quant_conv=False,
-            shift_factor=0.1,
-            scaling_factor=0.5,
+            shift_factor=0.0 if liveliness == 1.0 else 0.1,
+            scaling_factor=1.0 if liveliness == 1.0 else 0.5,
         ),
     }
     with torch.no_grad():
         for weight in parts["transformer"].parameters():
-            weight *= _LIVELINESS
+            weight *= liveliness
     getattr(diffusers, pipeline)(**parts).save_pretrained(folder, max_shard_size=max_shard_size)
     parts["text_encoder_2"].save_pretrained(folder / "text_encoder_2", max_shard_size=max_shard_size)
     return folder

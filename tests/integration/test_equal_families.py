@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safelight.engine.sources import Source, open_source
 from safelight.model_card import Family, ModelCard
 from safelight.params import GenerationParams, SourceImage
 from safelight.server.uploaded_pictures import read_pictures
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import LIVELY, edit_json, make_checkpoint
+from tests.single_files import as_black_forest_labs, read_transformer, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype")
 
@@ -101,7 +103,7 @@ def _assert_equal(found: list[Image.Image], expected: list[Image.Image]) -> None
 
 
 def test_schnell(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "schnell", guidance_embeds=False)
+    folder = make_checkpoint(tmp_path / "schnell", guidance_embeds=False, liveliness=LIVELY)
     checkpoint, pipeline = open_checkpoint(str(folder)), _pipeline(folder)
     assert checkpoint.card.family is Family.SCHNELL
     jobs: list[Job] = [
@@ -120,7 +122,9 @@ def test_schnell(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kontext(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Any]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("kontext") / "model", pipeline="FluxKontextPipeline")
+    folder = make_checkpoint(
+        tmp_path_factory.mktemp("kontext") / "model", pipeline="FluxKontextPipeline", liveliness=LIVELY
+    )
     return open_checkpoint(str(folder)), _pipeline(folder)
 
 
@@ -202,7 +206,7 @@ FILLS = [
 
 
 def test_fill(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "fill", pipeline="FluxFillPipeline")
+    folder = make_checkpoint(tmp_path / "fill", pipeline="FluxFillPipeline", liveliness=LIVELY)
     checkpoint, pipeline = open_checkpoint(str(folder)), _pipeline(folder)
     assert checkpoint.card.family is Family.FILL
     for (params, source), images in zip(FILLS, _drawn(checkpoint, FILLS), strict=True):
@@ -212,8 +216,29 @@ def test_fill(tmp_path: Path) -> None:
         _assert_equal(images, [source.keep_outside_mask(image) for image in drawn])
 
 
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "family", "job"),
+    [("FluxKontextPipeline", Family.KONTEXT, EDITS[1]), ("FluxFillPipeline", Family.FILL, FILLS[0])],
+)
+def test_a_single_file_over_a_base_of_dev_draws_as_its_family(
+    pipeline: str, family: Family, job: Job, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "whole", pipeline=pipeline, liveliness=LIVELY)
+    base = shutil.copytree(folder, tmp_path / "base")
+    for weights in (base / "transformer").glob("*.safetensors"):
+        weights.unlink()
+    edit_json(base / "model_index.json", _class_name="FluxPipeline")
+    file = save(tmp_path / f"my-{family}.safetensors", as_black_forest_labs(read_transformer(folder)))
+    checkpoint = open_checkpoint(str(file), None, str(base))
+    assert (checkpoint.card.family, checkpoint.card.tasks) == (family, ModelCard.of_family(family, "").tasks)
+    _assert_equal(_drawn(checkpoint, [job])[0], _drawn(open_checkpoint(str(folder)), [job])[0])
+
+
 def test_fill_is_warmed_up_without_a_picture(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "fill", pipeline="FluxFillPipeline")
+    folder = make_checkpoint(tmp_path / "fill", pipeline="FluxFillPipeline", liveliness=LIVELY)
 
     async def run() -> int:
         async with ModelManager() as manager:

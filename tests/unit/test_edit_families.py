@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safelight import checkpoint
+from safelight.checkpoint import opening
+from safelight.checkpoint.stand_in import STUB
 from safelight.config import STUB_MODEL
 from safelight.model_card import Family, ModelCard
 from tests.unit.stub_front import stub_server
@@ -28,7 +29,7 @@ SMALL = {"default_width": 64, "default_height": 64, "min_size": 16, "max_sequenc
 def _serve(monkeypatch: pytest.MonkeyPatch, family: Family, **changes: Any) -> None:
     """The stub engine under the card of a family, for small pictures."""
     card = msgspec.structs.replace(ModelCard.of_family(family, STUB_MODEL), **SMALL | changes)
-    monkeypatch.setattr(checkpoint, "_STUB", dataclasses.replace(checkpoint._STUB, card=card))
+    monkeypatch.setattr(opening, "STUB", dataclasses.replace(STUB, card=card))
 
 
 def _file(size: tuple[int, int] = (64, 64), colour: Any = (0, 0, 255), mode: str = "RGB") -> bytes:
