@@ -138,7 +138,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Jobs of one shape can share a transformer call: width, height, ``max_sequence_length``."""
+        """Width, height, ``max_sequence_length``: jobs of one shape with the same ``loras`` can share a step."""
         return self.width, self.height, self.max_sequence_length
 
     @property
@@ -155,6 +155,17 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def work(self) -> float:
         """What the job costs, in megapixels x transformer calls."""
         return self.megapixels * self.steps_per_image * self.rows
+
+
+def parse_lora(text: str) -> LoraUse:
+    """``NAME`` or ``NAME:SCALE``. Raises ``InvalidValue`` for a scale that is no number."""
+    name, _, scale = text.partition(":")
+    try:
+        return LoraUse(name.strip(), float(scale) if scale else 1.0)
+    except ValueError:
+        raise InvalidValue(
+            f"{scale!r} is no scale for the LoRA adapter {name!r}: it is a number", param="loras"
+        ) from None
 
 
 def check_size(width: int, height: int) -> None:
