@@ -11,7 +11,7 @@ import msgspec
 from fastapi import APIRouter
 
 from safelight.checkpoint import Checkpoint
-from safelight.errors import InvalidValue, LoraInvalid, UnsupportedValue
+from safelight.errors import InvalidValue, LoraInvalid, Unavailable, UnsupportedValue
 from safelight.lora.directory import AdapterDirectories
 from safelight.lora.layers import Layers, flux_layers
 from safelight.params import LoraUse
@@ -42,8 +42,14 @@ class LoraShelf:
         self._known: tuple[Checkpoint, AdapterDirectories, Layers] | None = None
 
     async def entries(self) -> list[dict[str, Any]]:
-        """One for each adapter: its size, rank and layers, and why it does not fit if it does not."""
-        await self._model.wait_for_card()
+        """One for each adapter: its size, rank and layers, and why it does not fit if it does not.
+
+        None as long as there is no model that they could fit.
+        """
+        try:
+            await self._model.wait_for_card()
+        except Unavailable:
+            return []
         return await asyncio.to_thread(self._entries)
 
     async def fitting(self) -> list[str]:
