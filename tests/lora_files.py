@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,13 @@ def write_peft(path: Path, matrices: Matrices) -> Path:
     return _write(path, _paired(matrices, *names))
 
 
-def write_kohya(path: Path, matrices: Matrices) -> Path:
-    """As sd-scripts, for diffusers' layers, with alpha at half the rank."""
-    doubled = {name.replace(".", "_"): (down, up * 2) for name, (down, up) in matrices.items()}
-    tensors = _paired(doubled, "lora_transformer_{}.lora_down.weight", "lora_transformer_{}.lora_up.weight")
-    for name, (down, _) in doubled.items():
-        tensors[f"lora_transformer_{name}.alpha"] = torch.tensor(len(down) / 2)
+def write_kohya(path: Path, matrices: Matrices, text_encoder: Collection[str] = ()) -> Path:
+    """As sd-scripts, for diffusers' layers, with alpha at half the rank; some may be of a text encoder."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (down, up) in matrices.items():
+        written = ("lora_te1_" if name in text_encoder else "lora_transformer_") + name.replace(".", "_")
+        tensors[f"{written}.lora_down.weight"], tensors[f"{written}.lora_up.weight"] = down, up * 2
+        tensors[f"{written}.alpha"] = torch.tensor(len(down) / 2)
     return _write(path, tensors)
 
 

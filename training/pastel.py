@@ -29,7 +29,7 @@ from training.model import PIXELS_PER_TOKEN
 from training.run import SEED, Run, Trainer
 from training.scenes import Scene, training_scene
 
-RANK = 4
+RANK = 8
 PALE = {
     "red": "pink",
     "orange": "yellow",
@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("src/safelight/models/shapes/loras/pastel.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--batch", type=int, default=16, help="pictures per step")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1800)
     return parser.parse_args()
 
 
