@@ -1,4 +1,4 @@
-"""What no schema can say of a valid body: that base64 is a picture, that a webhook is near, which adapters are there."""
+"""What no schema can say of a valid body: that base64 is a picture, that a webhook is near, what adapters there are."""
 
 from __future__ import annotations
 
