@@ -49,7 +49,10 @@ class AdapterDirectories:
     def read(self, name: str) -> AdapterFile:
         """Raises ``InvalidValue`` if there is none of this name, ``LoraInvalid`` if it is not one."""
         path = self._find(name)
-        identity = Identity.of(path.stat())
+        try:
+            identity = Identity.of(path.stat())
+        except OSError:
+            raise _unknown(name) from None
         known, found = self._read.get(path, (None, None))
         if known != identity or found is None:
             found = _try_to_read(name, path)
@@ -64,7 +67,11 @@ class AdapterDirectories:
                 path = folder / f"{name}{SUFFIX}"
                 if path.exists():
                     return path
-        raise InvalidValue(f"there is no LoRA adapter {name!r}: GET /v1/loras lists all that there are", param="loras")
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> InvalidValue:
+    return InvalidValue(f"there is no LoRA adapter {name!r}: GET /v1/loras lists all that there are", param="loras")
 
 
 def _try_to_read(name: str, path: Path) -> _Read:

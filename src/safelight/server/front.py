@@ -24,7 +24,7 @@ from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
-from safelight.server.loras import LoraShelf
+from safelight.server.lora_shelf import LoraShelf
 from safelight.server.metrics import Metrics, Reading
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
