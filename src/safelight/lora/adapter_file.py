@@ -18,7 +18,8 @@ from safelight.errors import CheckpointInvalid, LoraInvalid
 from safelight.lora.keys import Key, Part, other_method, parse_key
 from safelight.lora.layers import Layers, Target, targets_by_name
 from safelight.lora.peft_settings import PeftSettings, read_settings
-from safelight.safetensors_header import SafetensorsHeader, TensorEntry, read_header
+from safelight.safetensors_header import read_header
+from safelight.tensor_header import TensorEntry, TensorHeader
 
 MAX_RANK = 512
 MAX_FILE_BYTES = 2 * 1024**3
@@ -167,7 +168,7 @@ def _called(name: str) -> str:
     return f"the LoRA adapter {name!r}"
 
 
-def _keys(name: str, header: SafetensorsHeader) -> dict[str, Key]:
+def _keys(name: str, header: TensorHeader) -> dict[str, Key]:
     """What each tensor of the file is."""
     for tensor in header.entries:
         if method := other_method(tensor):
@@ -183,7 +184,7 @@ def _keys(name: str, header: SafetensorsHeader) -> dict[str, Key]:
     return keys
 
 
-def _layers(name: str, header: SafetensorsHeader, tensors: Mapping[Key, str]) -> list[FileLayer]:
+def _layers(name: str, header: TensorHeader, tensors: Mapping[Key, str]) -> list[FileLayer]:
     layers = []
     for layer in dict.fromkeys(key.layer for key in tensors):
         down, up, alpha = (tensors.get(Key(layer, part)) for part in (Part.DOWN, Part.UP, Part.ALPHA))
@@ -200,7 +201,7 @@ def _layers(name: str, header: SafetensorsHeader, tensors: Mapping[Key, str]) ->
     return layers
 
 
-def _matrix(name: str, header: SafetensorsHeader, tensor: str) -> tuple[int, int]:
+def _matrix(name: str, header: TensorHeader, tensor: str) -> tuple[int, int]:
     match _shape(name, header, tensor):
         case (rows, columns):
             return rows, columns
@@ -208,7 +209,7 @@ def _matrix(name: str, header: SafetensorsHeader, tensor: str) -> tuple[int, int
             raise _invalid(name, f"has {tensor} of shape {list(shape)}: a matrix is needed")
 
 
-def _shape(name: str, header: SafetensorsHeader, tensor: str) -> tuple[int, ...]:
+def _shape(name: str, header: TensorHeader, tensor: str) -> tuple[int, ...]:
     """Checked against the bytes that the file has for it."""
     entry = header.entries[tensor]
     begin, end = entry.data_offsets
