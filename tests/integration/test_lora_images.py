@@ -20,8 +20,9 @@ from safelight.engine.drawing_job import Generation
 from safelight.engine.model_manager import ModelManager
 from safelight.engine.options import EngineOptions
 from safelight.errors import LoraInvalid
-from safelight.lora.layers import Size
+from safelight.lora.layers import Size, checkpoint_layers
 from safelight.params import GenerationParams, LoraUse
+from tests import single_files
 from tests.lora_files import (
     fused_layers,
     layers_of,
@@ -177,6 +178,25 @@ def test_every_format_makes_the_same_picture(manager: ModelManager, folder: Path
     assert len({digest for name, digest in digests.items() if name.startswith("whole")}) == 1
     assert len({digest for name, digest in digests.items() if name.startswith("blocks")}) == 1
     assert len(set(digests.values())) == 2
+
+
+def test_a_model_of_a_single_file_takes_the_same_adapters(
+    manager: ModelManager, tiny_checkpoint: Path, folder: Path, layers: dict[str, Size], tmp_path: Path
+) -> None:
+    file = single_files.save(
+        tmp_path / "one.safetensors", single_files.as_black_forest_labs(single_files.read_transformer(tiny_checkpoint))
+    )
+    checkpoint = open_checkpoint(str(file), None, str(tiny_checkpoint))
+    assert checkpoint_layers(checkpoint) == layers
+
+    async def draw() -> Generation:
+        async with ModelManager() as other:
+            await other.load_model(checkpoint, "cpu", EngineOptions(loras_dir=str(folder)))
+            return await other.generate_image(_params(SOFT, LOUD))
+
+    drawn = np.asarray(asyncio.run(draw()).images[0], int)
+    (expected,) = _drawn(manager, _params(SOFT, LOUD))
+    assert np.abs(drawn - np.asarray(expected.images[0], int)).max() <= 1
 
 
 BAD_VALUES: dict[str, tuple[int | None, float, str]] = {

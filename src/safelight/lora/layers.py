@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
+from safelight.checkpoint import Checkpoint
+from safelight.checkpoint.flux_names import BLACK_FOREST_LABS
+
 
 class Size(NamedTuple):
     """Of one linear layer."""
@@ -25,6 +30,20 @@ Layers = Mapping[str, Size]
 
 _FREQUENCIES = 256
 """Of the sinusoids by which diffusers tells the transformer a time; not in its config."""
+
+_WEIGHT = ".weight"
+
+
+def checkpoint_layers(checkpoint: Checkpoint) -> dict[str, Size]:
+    """Of a checkpoint's transformer; none if its config is not readable."""
+    transformer = next(part for part in checkpoint.components if part.name == "transformer")
+    try:
+        if transformer.config is not None:
+            return flux_layers(transformer.config)
+        config = (transformer.folder / "config.json").read_bytes()
+        return flux_layers(msgspec.json.decode(config, type=dict[str, Any]))
+    except (OSError, TypeError, ValueError, msgspec.MsgspecError):
+        return {}
 
 
 def flux_layers(config: Mapping[str, Any]) -> dict[str, Size]:
@@ -74,64 +93,36 @@ def _single(width: int) -> Iterator[tuple[str, Size]]:
 
 # --- other names --------------------------------------------------------------------------------------------------
 
-_BLOCKS: dict[str, tuple[str, ...]] = {
-    "double_blocks.{}.img_mod.lin": ("transformer_blocks.{}.norm1.linear",),
-    "double_blocks.{}.txt_mod.lin": ("transformer_blocks.{}.norm1_context.linear",),
-    "double_blocks.{}.img_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.to_{name}" for name in "qkv"),
-    "double_blocks.{}.txt_attn.qkv": tuple(f"transformer_blocks.{{}}.attn.add_{name}_proj" for name in "qkv"),
-    "double_blocks.{}.img_attn.proj": ("transformer_blocks.{}.attn.to_out.0",),
-    "double_blocks.{}.txt_attn.proj": ("transformer_blocks.{}.attn.to_add_out",),
-    "double_blocks.{}.img_mlp.0": ("transformer_blocks.{}.ff.net.0.proj",),
-    "double_blocks.{}.img_mlp.2": ("transformer_blocks.{}.ff.net.2",),
-    "double_blocks.{}.txt_mlp.0": ("transformer_blocks.{}.ff_context.net.0.proj",),
-    "double_blocks.{}.txt_mlp.2": ("transformer_blocks.{}.ff_context.net.2",),
-    "single_blocks.{}.modulation.lin": ("single_transformer_blocks.{}.norm.linear",),
-    "single_blocks.{}.linear1": (
-        *(f"single_transformer_blocks.{{}}.attn.to_{name}" for name in "qkv"),
-        "single_transformer_blocks.{}.proj_mlp",
-    ),
-    "single_blocks.{}.linear2": ("single_transformer_blocks.{}.proj_out",),
-    # XLabs
-    "double_blocks.{}.processor.qkv_lora1": tuple(f"transformer_blocks.{{}}.attn.to_{name}" for name in "qkv"),
-    "double_blocks.{}.processor.qkv_lora2": tuple(f"transformer_blocks.{{}}.attn.add_{name}_proj" for name in "qkv"),
-    "double_blocks.{}.processor.proj_lora1": ("transformer_blocks.{}.attn.to_out.0",),
-    "double_blocks.{}.processor.proj_lora2": ("transformer_blocks.{}.attn.to_add_out",),
-    "single_blocks.{}.processor.qkv_lora": tuple(f"single_transformer_blocks.{{}}.attn.to_{name}" for name in "qkv"),
-    "single_blocks.{}.processor.proj_lora": ("single_transformer_blocks.{}.proj_out",),
+_XLABS = {
+    "transformer_blocks.{}.attn": {
+        "double_blocks.{}.processor.qkv_lora1": ("to_q", "to_k", "to_v"),
+        "double_blocks.{}.processor.qkv_lora2": ("add_q_proj", "add_k_proj", "add_v_proj"),
+        "double_blocks.{}.processor.proj_lora1": ("to_out.0",),
+        "double_blocks.{}.processor.proj_lora2": ("to_add_out",),
+    },
+    "single_transformer_blocks.{}": {
+        "single_blocks.{}.processor.qkv_lora": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "single_blocks.{}.processor.proj_lora": ("proj_out",),
+    },
 }
-_OTHERS = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-    "final_layer.adaLN_modulation.1": "norm_out.linear",
-}
-_SWAPPED = frozenset({"final_layer.adaLN_modulation.1"})
 
 
 def targets_by_name(layers: Layers) -> dict[str, tuple[Target, ...]]:
     """What each name that an adapter may have for a layer stands for: diffusers' names, Black Forest Labs', XLabs',
     and all of them as Kohya writes them, with underscores. Several targets lie one after the other in the output.
     """
+    double = sum(name.endswith(".norm1.linear") for name in layers)
+    single = sum(name.endswith(".norm.linear") for name in layers)
     found: dict[str, tuple[Target, ...]] = {name: (Target(name),) for name in layers}
-    for name, layer in _OTHERS.items():
-        found[name] = (Target(layer, name in _SWAPPED),)
-    for index in range(sum(name.endswith(".norm1.linear") for name in layers)):
-        found |= _numbered("double", index)
-    for index in range(sum(name.endswith(".norm.linear") for name in layers)):
-        found |= _numbered("single", index)
+    for name in BLACK_FOREST_LABS.names(double, single, guidance=True):
+        if name.endswith(_WEIGHT):
+            shares = BLACK_FOREST_LABS.shares(name)
+            found[name.removesuffix(_WEIGHT)] = tuple(
+                Target(share.layer.removesuffix(_WEIGHT), share.halves_swapped) for share in shares
+            )
+    for index in range(max(double, single)):
+        for block, names in _XLABS.items():
+            for name, parts in names.items():
+                found[name.format(index)] = tuple(Target(f"{block.format(index)}.{part}") for part in parts)
     found = {name: targets for name, targets in found.items() if all(target.layer in layers for target in targets)}
     return found | {name.replace(".", "_"): targets for name, targets in found.items()}
-
-
-def _numbered(kind: str, index: int) -> dict[str, tuple[Target, ...]]:
-    return {
-        name.format(index): tuple(Target(layer.format(index)) for layer in layers)
-        for name, layers in _BLOCKS.items()
-        if name.startswith(kind)
-    }

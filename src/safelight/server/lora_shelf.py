@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from safelight.checkpoint import Checkpoint
 from safelight.errors import InvalidValue, LoraInvalid, Unavailable, UnsupportedValue
 from safelight.lora.directory import AdapterDirectories
-from safelight.lora.layers import Layers, flux_layers
+from safelight.lora.layers import Layers, checkpoint_layers
 from safelight.params import LoraUse
 from safelight.server.served_model import ServedModel
 
@@ -81,17 +79,5 @@ class LoraShelf:
     def _of_model(self) -> tuple[Checkpoint, AdapterDirectories, Layers]:
         checkpoint = self._model.checkpoint
         if self._known is None or self._known[0] is not checkpoint:
-            self._known = checkpoint, AdapterDirectories.of(checkpoint, self._loras_dir), _layers_of(checkpoint)
+            self._known = checkpoint, AdapterDirectories.of(checkpoint, self._loras_dir), checkpoint_layers(checkpoint)
         return self._known
-
-
-def _layers_of(checkpoint: Checkpoint) -> Layers:
-    """None if its transformer's config is not readable."""
-    transformer = next(part for part in checkpoint.components if part.name == "transformer")
-    try:
-        if transformer.config is not None:
-            return flux_layers(transformer.config)
-        config = (transformer.folder / "config.json").read_bytes()
-        return flux_layers(msgspec.json.decode(config, type=dict[str, Any]))
-    except (OSError, TypeError, ValueError, msgspec.MsgspecError):
-        return {}
