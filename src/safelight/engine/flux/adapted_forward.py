@@ -72,8 +72,9 @@ class AdaptedForward:
                 hook.remove()
 
     def _layout(self, adapters: Adapters) -> _Layout:
-        for filled in self._layouts.values():
-            if filled.filled_for == adapters:
+        for ranks, filled in self._layouts.items():
+            if filled.filled_for == adapters.key:
+                self._layouts.move_to_end(ranks)
                 return filled
         changes = [[list(adapters.changes(self._names[source])) for source in layer.sources] for layer in self._layers]
         ranks = tuple(_padded(sum(len(change.down) for own in parts for change in own)) for parts in changes)
@@ -96,12 +97,14 @@ class AdaptedForward:
 
 
 class _Layout:
-    """``low_ranks`` are of each layer, ``forward`` reads them, ``filled_for`` is whose values they hold."""
+    """``low_ranks`` are of each layer, ``forward`` reads them. ``filled_for`` is the key of the adapters whose values
+    they hold: not the adapters, which would be kept from being forgotten.
+    """
 
     def __init__(self, low_ranks: list[LowRank | None], forward: Forward) -> None:
         self.low_ranks = low_ranks
         self.forward = forward
-        self.filled_for: Adapters | None = None
+        self.filled_for: object = None
 
     def fill(self, adapters: Adapters, layers: Sequence[Adaptable], changes: list[list[list[Change]]]) -> None:
         """Copies the adapters' values to where they are read."""
@@ -109,7 +112,7 @@ class _Layout:
         for low_rank, layer, parts in zip(self.low_ranks, layers, changes, strict=True):
             if low_rank is not None:
                 _fill(low_rank, [source.out_features for source in layer.sources], parts)
-        self.filled_for = adapters
+        self.filled_for = adapters.key
 
 
 def _fill(low_rank: LowRank, widths: list[int], parts: list[list[Change]]) -> None:
