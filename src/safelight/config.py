@@ -206,6 +206,12 @@ class Config:
     models_dir: Path | None = _setting(  # noqa: RUF009 (as above)
         None, "directory of pulled models; empty: models in the data directory", _path
     )
+    loras_dir: Path | None = _setting(  # noqa: RUF009 (as above)
+        None, "directory of LoRA adapters, as NAME.safetensors; empty: loras in the data directory", _path
+    )
+    lora_cache_mb: int = _setting(
+        1024, "megabytes of LoRA adapters that a worker keeps in the host's memory", _whole_number(0, 10**6)
+    )
     queue_limit: int = _setting(64, "jobs that may wait; one more is refused with 429", _whole_number(1, 100_000))
     grace_period_s: float = _setting(30.0, "seconds that running jobs get to finish after SIGTERM", _seconds)
     warmup_sizes: tuple[tuple[int, int], ...] = _setting(
@@ -284,6 +290,11 @@ class Config:
     def pulled_models(self) -> Path:
         """Where ``safelight pull`` puts models."""
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """Where LoRA adapters lie, beside those that come with a model."""
+        return self.loras_dir or self.data_dir / "loras"
 
 
 def settings() -> tuple[Field[Any], ...]:

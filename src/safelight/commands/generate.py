@@ -16,6 +16,7 @@ from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
 from safelight.config import load_config, parse_size
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
+from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams, ImageFormat
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def _find_server(url: str | None, api_key: str | None) -> Client | None:
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
-    asked = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size, "partial_images": previews}
+    asked: dict[str, Any] = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size}
+    asked |= {
+        "partial_images": previews,
+        "loras": [{"name": use.name, "scale": use.scale} for use in args.lora] or None,
+    }
     return {"prompt": args.prompt, "output_format": image_format.value} | {
         name: value for name, value in asked.items() if value is not None
     }
@@ -65,9 +70,13 @@ def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) ->
 async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, developing: Developing) -> Picture:
     from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
+    from safelight.engine.options import EngineOptions
 
-    checkpoint = open_checkpoint(args.model, load_config({}, os.environ).pulled_models, args.base_model)
+    config = load_config({}, os.environ)
+    checkpoint = open_checkpoint(args.model, config.pulled_models, args.base_model)
     card = checkpoint.card
+    for use in args.lora:  # known before the model is loaded
+        AdapterDirectories.of(checkpoint, config.adapters_dir).read(use.name)
     width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(
         prompt=args.prompt,
@@ -79,6 +88,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         output_format=image_format,
         partial_images=developing.previews,
+        loras=tuple(args.lora),
     )
     card.check(params)
     device = _torch_device(args.device)
@@ -87,7 +97,8 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
         developing.picture(encode_preview(image, params))
 
     async with ModelManager() as manager:
-        await manager.load_model(checkpoint, device, on_progress=lambda progress: developing.loading(device, progress))
+        options = EngineOptions(loras_dir=str(config.adapters_dir))
+        await manager.load_model(checkpoint, device, options, lambda progress: developing.loading(device, progress))
         generation = await manager.generate_image(params, developing.step, on_preview)
     encoded = await asyncio.to_thread(encode_image, generation.images[0], params, params.seed, card.id)
     return Picture(encoded.data, params.seed, generation.warnings)

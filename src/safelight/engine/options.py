@@ -13,13 +13,17 @@ _FIRST_WITH_FLOAT8 = (8, 9)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """As the settings of the same names; ``cache_dir`` keeps compiled kernels over restarts."""
+    """As the settings of the same names; ``cache_dir`` keeps compiled kernels over restarts, ``loras_dir`` has LoRA
+    adapters beside those that come with the model.
+    """
 
     dtype: str = "auto"
     precision: str = "auto"
     step_cache: int = 1
     batch_limit: int = 0
     cache_dir: str = ""
+    loras_dir: str = ""
+    lora_cache_mb: int = 1024
 
     def prepare_process(self) -> None:
         """To be called before torch is imported, which reads these once."""

@@ -12,6 +12,8 @@ export class Server {
   connection = new Observable(Connection.CONNECTING);
   /** @type {Observable<any>} the model's entry of /v1/models, null while its files are not read */
   model = new Observable(null);
+  /** @type {Observable<string[]>} names of the LoRA adapters that fit the model */
+  loras = new Observable([]);
   #api;
   #following = null;
   #isAsking = false;
@@ -31,6 +33,16 @@ export class Server {
   async load() {
     const name = this.status.value.model;
     this.status.value = await this.#api.json(`/v1/models/${encodeURI(name)}/load`, { method: "POST" });
+  }
+
+  /** Adapters come and go while the server runs. */
+  async askForLoras() {
+    try {
+      const { data } = await this.#api.json("/v1/loras");
+      this.loras.value = data.filter(({ fits }) => fits).map(({ name }) => name);
+    } catch {
+      // Then there are those that were known.
+    }
   }
 
   #follow() {
@@ -62,6 +74,7 @@ export class Server {
     try {
       const { data } = await this.#api.json("/v1/models");
       this.model.value = data[0] ?? null;
+      if (this.model.value) this.askForLoras();
     } catch {
       // The next status asks again.
     } finally {

@@ -24,6 +24,7 @@ from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
+from safelight.server.lora_shelf import LoraShelf
 from safelight.server.metrics import Metrics, Reading
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
@@ -70,6 +71,7 @@ class Front:
             base_model=config.base_model,
             has_aliases=config.model_aliases != "off",
         )
+        self.loras = LoraShelf(config.adapters_dir, self.model)
         self.workers = [
             Worker(index, device, config, self.model, self.changes, self.metrics, worker_command)
             for index, device in enumerate(resolve_devices(config.device))

@@ -33,4 +33,6 @@ def load_message(config: Config, device: Device) -> Load:
         compile_cache(config.data_dir),
         str(config.pulled_models),
         config.base_model,
+        str(config.adapters_dir),
+        config.lora_cache_mb,
     )

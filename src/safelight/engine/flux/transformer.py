@@ -8,12 +8,14 @@ up to rounding; ``tests/integration/test_transformer.py`` holds it to that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safelight.engine.flux.linears import Adaptable, Linear
 from safelight.engine.flux.operations import Operations, Rope
 from safelight.engine.flux.shape import At, BatchShape, Norm
 
@@ -35,8 +37,19 @@ class LeanTransformer:
         self._single = [SingleBlock(block, operations, places) for block in model.single_transformer_blocks]
         scale, shift = places.take(model.norm_out.linear, 2)
         self._modulation_layers = places.layers
+        self._first, self._last = Linear(model.x_embedder), Linear(model.proj_out)
         blocks: list[DoubleBlock | SingleBlock] = [*self._double, *self._single]
         self._norms = [block.norm for block in blocks] + [Norm(shift, scale, is_inner=False)]
+
+    @property
+    def model(self) -> FluxTransformer2DModel:
+        """Whose weights these are."""
+        return self._model
+
+    def layers(self) -> Iterator[Adaptable]:
+        """Those that are used at every step; all others are used when a picture begins."""
+        for part in (self, *self._double, *self._single):
+            yield from (member for member in vars(part).values() if isinstance(member, Adaptable))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,7 +106,7 @@ class LeanTransformer:
         width), ``modulation`` (rows, numbers): for each sample the row of its own step.
         """
         shape = BatchShape(len(latents), text.shape[1], latents.shape[1])
-        tokens = torch.cat([text.flatten(0, 1), self._model.x_embedder(latents.flatten(0, 1))])
+        tokens = torch.cat([text.flatten(0, 1), self._first(latents.flatten(0, 1))])
         rows: Any = self._operations.norm(tokens, modulation, shape, self._norms[0])
         following = iter(self._norms[1:])
         for double in self._double:
@@ -104,7 +117,8 @@ class LeanTransformer:
         for single in self._single:
             change, gate = single.change(rows, joint, rope, self._heads)
             rows = self._operations.add_and_norm(tokens, change, modulation, joint, gate, next(following))
-        velocity: torch.Tensor = self._model.proj_out(rows.unflatten(0, (shape.rows, -1))[:, shape.text :])
+        pictures = rows.unflatten(0, (shape.rows, -1))[:, shape.text :]
+        velocity: torch.Tensor = self._last(pictures.flatten(0, 1)).unflatten(0, (shape.rows, -1))
         return velocity
 
 
