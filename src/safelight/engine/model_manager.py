@@ -21,6 +21,7 @@ from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.memory import OnMemory, memory_of
+from safelight.engine.memory_plan import plan_memory
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
@@ -109,10 +110,13 @@ class ModelManager:
         with report.phase("import"):
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
-        dtype, is_float8 = options.number_format(device)
-        pipelines.check_memory(checkpoint, device, dtype)
-        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report)
-        return FluxModel(pipeline, float8=is_float8, step_cache=options.step_cache)
+        plan = plan_memory(checkpoint, device, options)
+        log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
+        dtype = plan.number_format.dtype
+        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report, plan.hosted)
+        return FluxModel(
+            pipeline, device, plan.mode, float8=plan.number_format.is_float8, step_cache=options.step_cache
+        )
 
     async def warmup(self, sizes: Sequence[tuple[int, int]]) -> None:
         """A real generation of two steps per size (width, height in pixels), so that first uses are paid for; then

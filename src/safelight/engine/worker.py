@@ -227,7 +227,7 @@ def _ids(generate: Generate) -> dict[str, str]:
 
 
 def _options(load: Load) -> EngineOptions:
-    return EngineOptions(load.dtype, load.precision, load.step_cache, load.batch_limit, load.cache_dir)
+    return EngineOptions(load.dtype, load.precision, load.memory, load.step_cache, load.batch_limit, load.cache_dir)
 
 
 def _encode_image(
