@@ -137,3 +137,14 @@ def test_a_device_that_is_not_there_is_named(flux: Checkpoint) -> None:
         pytest.skip("it is")
     with pytest.raises(DeviceUnavailable, match="cuda:7 is not there"):
         plan_memory(flux, "cuda:7", EngineOptions())
+
+
+def test_the_docs_have_these_figures(flux: Checkpoint, free: Any) -> None:
+    free(1000, host_gb=1000)
+    page = (Path(__file__).parents[2] / "docs" / "fit-your-card.md").read_text()
+    for mode in MemoryMode:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{mode}` |") and " GB |" in line]
+        for precision in ("bf16", "fp8"):
+            plan = plan_memory(flux, "cuda:0", EngineOptions(precision=precision, memory=mode))
+            assert f"{plan.device_bytes / 1e9:.1f} GB" in row
+            assert not plan.host_bytes or f"{plan.host_bytes / 1e9:.1f} GB" in row
