@@ -189,6 +189,12 @@ class Config:
         "of the transformer's large layers: bf16, fp8 (CUDA cards from Ada and Hopper on), or auto: as dtype says",
         _one_of("auto", "bf16", "fp8"),
     )
+    memory: str = _setting(
+        "auto",
+        "how much of the model stays on a CUDA device: full; low: what is used once a picture comes from the host's "
+        "memory; offload: everything does, at every step; auto: the first of these that fits",
+        _one_of("auto", "full", "low", "offload"),
+    )
     step_cache: int = _setting(
         1,
         "2 or 3: in the middle of a picture only every second or third step is computed, the others are extrapolated; "

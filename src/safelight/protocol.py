@@ -42,6 +42,7 @@ class Load(Message, frozen=True):
     dtype: str
     warmup_sizes: list[tuple[int, int]]
     precision: str = "auto"
+    memory: str = "auto"
     step_cache: int = 1
     batch_limit: int = 0
     cache_dir: str = ""

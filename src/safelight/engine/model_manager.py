@@ -21,6 +21,7 @@ from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.memory import OnMemory, memory_of
+from safelight.engine.memory_plan import plan_memory
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
@@ -110,12 +111,15 @@ class ModelManager:
         with report.phase("import"):
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
-        dtype, is_float8 = options.number_format(device)
-        pipelines.check_memory(checkpoint, device, dtype)
-        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report)
+            from safelight.engine.flux.residency import residency_for
+        plan = plan_memory(checkpoint, device, options)
+        log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
+        dtype = plan.number_format.dtype
+        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report, plan.hosted)
         return FluxModel(
             pipeline,
-            float8=is_float8,
+            residency_for(device, plan.mode),
+            float8=plan.number_format.is_float8,
             step_cache=options.step_cache,
             loras=AdapterDirectories.of(checkpoint, options.loras_dir),
             lora_cache_bytes=options.lora_cache_mb * 1_000_000,

@@ -235,6 +235,7 @@ def _options(load: Load) -> EngineOptions:
     return EngineOptions(
         load.dtype,
         load.precision,
+        load.memory,
         load.step_cache,
         load.batch_limit,
         load.cache_dir,

@@ -28,6 +28,7 @@ def load_message(config: Config, device: Device) -> Load:
         config.dtype,
         list(config.warmup_sizes),
         config.precision,
+        config.memory,
         config.step_cache,
         config.batch_limit,
         compile_cache(config.data_dir),
