@@ -58,9 +58,17 @@ class Adaptable:
     ``low_rank`` is the adapters' product while there is one; the weights stay as they are.
     """
 
+    weight: torch.Tensor
+
     def __init__(self, *layers: nn.Linear) -> None:
         self.sources = layers
         self.low_rank: LowRank | None = None
+
+    def place(self, weight: torch.Tensor) -> None:
+        """From now on its weight is this tensor, of the same shape and format; what it was made of holds none."""
+        self.weight = weight
+        for source in self.sources:
+            source.weight.data = source.weight.data.new_empty(0)
 
     def adapted(self, made: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """``made`` from ``rows``, with what the adapters add to it, in place."""
@@ -100,12 +108,13 @@ class SplitLinear(Adaptable):
 
     def __init__(self, layer: nn.Linear, first_features: int) -> None:
         super().__init__(layer)
-        self._first = layer.weight[:, :first_features]
-        self._second = layer.weight[:, first_features:]
+        self.weight = layer.weight.detach()
+        self._widths = first_features, layer.in_features - first_features
         self._bias = layer.bias
 
     def __call__(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        made = torch.addmm(self._bias, first, self._first.t()).addmm_(second, self._second.t())
+        own_first, own_second = self.weight.t().split(self._widths)
+        made = torch.addmm(self._bias, first, own_first).addmm_(second, own_second)
         return made if self.low_rank is None else self.low_rank.added_to_both(made, first, second)
 
 
