@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from safelight.config import ENV_PREFIX, ApiKey, Config, load_config, parse_size, settings
+from safelight.config import ENV_PREFIX, Config, load_config, settings
 from safelight.errors import ConfigError
+from safelight.setting_values import ApiKey, parse_size
 
 VALID: dict[str, tuple[str, Any]] = {
     "model": ("/models/flux", "/models/flux"),

@@ -83,8 +83,8 @@ async def test_a_worker_that_dies_shows_nothing_twice(tmp_path: Path, monkeypatc
         request = asyncio.create_task(client.post(IMAGES, json=BODY | {"partial_images": 3}))
         while not (jobs := front.workers[0].jobs) or len(jobs[0].previews) < 2:
             await front.changes.wait()
-        assert front.workers[0]._process is not None
-        os.kill(front.workers[0]._process.pid, signal.SIGKILL)
+        assert serving_instance(front)._process is not None
+        os.kill(serving_instance(front)._process.pid, signal.SIGKILL)
         data = [json.loads(event["data"]) for event in events((await request).text)]
         assert [event.get("partial_image_index") for event in data] == [0, 1, 2, None]
         assert data[-1]["type"] == "image_generation.completed"

@@ -14,9 +14,10 @@ from safelight.client import Client, Picture, find_server
 from safelight.commands.developing import Developing
 from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
-from safelight.config import load_config, parse_size
+from safelight.config import load_config
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
 from safelight.params import GenerationParams, ImageFormat
+from safelight.setting_values import parse_size
 
 if TYPE_CHECKING:
     from PIL import Image

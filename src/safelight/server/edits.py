@@ -77,15 +77,16 @@ def routes(front: Front) -> APIRouter:
 async def _edit(
     front: Front, request: Request, *, needs_prompt: bool, default_strength: float | None = None
 ) -> Response:
-    card = await front.model.wait_for_card()
     async with _form(request) as form:
         body = _fields(form)
+        model = await front.models.wait_for(body.model)
+        card = model.card
         image, mask = await _image(form), await _file(form, "mask")
     if needs_prompt and not body.prompt.strip():
         raise MissingParameter("prompt is required", param="prompt")
     size = None if body.size in (None, "auto") and not (body.width or body.height) else asked_size(body, card)
     upload = await read_upload(card, image, mask, body.strength or default_strength, size)
-    return await draw(front, request, body, card, "image_edit", upload)
+    return await draw(front, request, body, model, "image_edit", upload)
 
 
 @contextlib.asynccontextmanager
