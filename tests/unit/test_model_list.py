@@ -77,7 +77,10 @@ def test_an_empty_list_is_none(tmp_path: Path) -> None:
         ("[[models]]\nmodel = ' '", r"models\[1\].model=' ' is empty"),
         ("[[models]]\nmodel = 'a'\nport = 1", r"models\[1\].port is not a setting of a model: name, model, pinned, "),
         ("[[models]]\nmodel = 'a'\ndtype = 'int8'", r"models\[1\].dtype='int8' is not one of"),
-        ("[[models]]\nmodel = 'a'\n[[models]]\nmodel = 'b'\nbatch_limit = 65", r"models\[2\].batch_limit='65' is not a"),
+        (
+            "[[models]]\nmodel = 'a'\n[[models]]\nmodel = 'b'\nbatch_limit = 65",
+            r"models\[2\].batch_limit='65' is not a",
+        ),
         ("[[models]]\nmodel = 'a'\npinned = 'yes'", r"models\[1\].pinned='yes' is not one of true, false"),
         ("[[models]]\nmodel = 'a'\nidle_unload_s = -1", r"models\[1\].idle_unload_s='-1' is not a number of seconds"),
         ("[[models]]\nmodel = 'a'\nname = ''", r"models\[1\].name='' is not a name"),

@@ -71,19 +71,27 @@ class Forecast:
         if holders := self._placement.holders(model):
             coming = holders[0].coming
             is_it = coming is not None and coming.model is model
-            return coming.load.eta_s if coming is not None and is_it else holders[0].load_seconds(model)
+            return (
+                coming.load.eta_s if coming is not None and is_it else self._placement.load_seconds(holders[0], model)
+            )
         placed, wait_s = self._placement.place(model)
-        worker = placed if placed is not None else self._next_device()
-        load_s = None if worker is None else worker.load_seconds(model)
-        if worker is None or load_s is None:
+        device = placed if placed is not None else self._next_device()
+        load_s = None if device is None else self._placement.load_seconds(device, model)
+        if device is None or load_s is None:
             return None
+        return self._seconds_until_free(device, wait_s) + load_s
+
+    def _seconds_until_free(self, worker: Worker, wait_s: float) -> float:
+        """What the device does first: the jobs that it has, and those that wait for its model, ``wait_s`` at most."""
         if worker.model is None:
-            return load_s
-        pace = self._paces.of(worker.model.name)
-        waiting_s = pace.seconds(sum(job.params.work for job in self._queue.of(worker.model.name)))
-        first_s = min(self._placement.wait_s if wait_s == math.inf else max(wait_s, 0.0), waiting_s or math.inf)
+            return 0.0
+        name, pace = worker.model.name, self._paces.of(worker.model.name)
         running_s = pace.seconds(sum(_work_left(job) for job in worker.jobs)) or 0.0
-        return (first_s if self._queue.count(worker.model.name) else 0.0) + running_s + load_s
+        if not self._queue.count(name):
+            return running_s
+        waiting_s = pace.seconds(sum(job.params.work for job in self._queue.of(name)))
+        bound_s = self._placement.wait_s if wait_s == math.inf else max(wait_s, 0.0)
+        return running_s + (bound_s if waiting_s is None else min(bound_s, waiting_s))
 
     def _next_device(self) -> Worker | None:
         """The one that will be free for another model first."""

@@ -69,7 +69,6 @@ class Loader:
             await instance.start()
         except (LoadError, OSError) as error:
             reason = error if isinstance(error, LoadError) else LoadError(f"no worker could be started: {error}")
-            self.errors[model.name] = reason
             self.history.note(model.id, instance.load.seconds, reason.message)
             raise reason from error
         except ProcessDied:

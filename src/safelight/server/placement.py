@@ -89,10 +89,15 @@ class Placement:
         return self.wait_s - min(waited_s, worker.kept_s)
 
     def _is_worth_a_load(self, worker: Worker, model: ServedModel) -> bool:
-        load_s = worker.load_seconds(model)
+        load_s = self.load_seconds(worker, model)
         work = sum(job.params.work for job in self._queue.of(model.name))
         wait_s = self._paces.of(model.name).seconds(work / len(self.holders(model)))
-        return load_s is None or wait_s is None or wait_s > load_s
+        return wait_s is not None and (load_s is None or wait_s > load_s)
+
+    def load_seconds(self, worker: Worker, model: ServedModel) -> float | None:
+        """What the last load of the model took on this device, else on another; ``None`` if there was none."""
+        found = (each.load_seconds(model) for each in (worker, *self._workers))
+        return next((seconds for seconds in found if seconds is not None), None)
 
     def _waiting_for(self, worker: Worker) -> int:
         return self._queue.count(worker.model.name) if worker.model else 0

@@ -105,6 +105,7 @@ class Worker:
             if not is_recovering:
                 self._kept_since_s = time.monotonic()
         except LoadError as error:
+            self.loader.errors[model.name] = error
             if self.wanted is model:
                 log.error("worker %d cannot serve: %s", self.id, error.message)
                 self.wanted, self.error = None, error
@@ -182,7 +183,11 @@ class Worker:
         """It does the jobs that it has; nobody waits for that."""
         leaving = asyncio.create_task(old.retire(), name=f"retire {old.model.name}")
         self._leaving[old] = leaving
-        leaving.add_done_callback(lambda _: self._leaving.pop(old))
+        leaving.add_done_callback(lambda _: self._left(old))
+
+    def _left(self, old: ModelInstance) -> None:
+        del self._leaving[old]
+        self._changes.announce()
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
