@@ -96,7 +96,9 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")
     parser.add_argument("--size", metavar="WxH", help="size in pixels [default: the model's]")
     _add_show(parser)
-    parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
+    parser.add_argument(
+        "--model", help="of the server's, or without one a model as serve takes it [default: the first]"
+    )
     parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
 
 

@@ -14,7 +14,7 @@ from safelight.client import Client, Picture, find_server
 from safelight.commands.developing import Developing
 from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
-from safelight.config import load_config
+from safelight.config import EMBEDDED_MODEL, load_config
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
 from safelight.params import GenerationParams, ImageFormat
 from safelight.setting_values import parse_size
@@ -57,7 +57,13 @@ def _find_server(url: str | None, api_key: str | None) -> Client | None:
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
-    asked = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size, "partial_images": previews}
+    asked = {
+        "model": args.model,
+        "seed": args.seed,
+        "num_inference_steps": args.steps,
+        "size": args.size,
+        "partial_images": previews,
+    }
     return {"prompt": args.prompt, "output_format": image_format.value} | {
         name: value for name, value in asked.items() if value is not None
     }
@@ -67,7 +73,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
     from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
 
-    checkpoint = open_checkpoint(args.model, load_config({}, os.environ).pulled_models)
+    checkpoint = open_checkpoint(args.model or EMBEDDED_MODEL, load_config({}, os.environ).pulled_models)
     card = checkpoint.card
     width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(

@@ -74,6 +74,11 @@ class Catalogue:
             return self._models[name]
         return next((model for model in self if name in model.other_names), None)
 
+    def id_of(self, request: JobRequest) -> str:
+        """How its model is called in lists; as the request has it, if it is not served any more."""
+        model = self.named(request.model) if request.model else self.default
+        return request.model if model is None else model.id
+
     def resolved(self, request: JobRequest) -> JobRequest:
         """With the name that its model has here; without one it is the default's. Raises ``ModelNotFound``."""
         model = self.named(request.model) if request.model else self.default

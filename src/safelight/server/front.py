@@ -188,8 +188,9 @@ class Front:
     def show(self, job: Job, base_url: str) -> dict[str, Any]:
         """A job as the job API has it; addresses begin with ``base_url``."""
         output = [base_url + self.links.path(job.id, index) for index in range(job.params.num_images)]
-        model = job.request.model or self.model.name
-        return prediction(job, model, base_url, output, self.forecast.position(job), self.forecast.eta_s(job))
+        return prediction(
+            job, self.models.id_of(job.request), base_url, output, self.forecast.position(job), self.forecast.eta_s(job)
+        )
 
     def _gauges(self) -> dict[str, Reading]:
         return {

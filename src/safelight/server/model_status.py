@@ -77,7 +77,10 @@ def model_entry(model: ServedModel, workers: Sequence[Worker], queue: JobQueue) 
 def model_list(models: Catalogue, workers: Sequence[Worker], queue: JobQueue, aliases: str) -> list[dict[str, Any]]:
     """All of ``/v1/models``; the default first, and under the names of others too if ``aliases`` are listed."""
     entries = [model_entry(model, workers, queue) for model in models]
-    named = [entries[0] | {"id": name} for name in (LISTED_ALIASES if aliases == "list" else ())]
+    named = [
+        entries[0] | {"id": name, "alias_of": entries[0]["id"]}
+        for name in (LISTED_ALIASES if aliases == "list" else ())
+    ]
     return [entries[0], *named, *entries[1:]]
 
 
