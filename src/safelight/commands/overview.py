@@ -9,11 +9,10 @@ from typing import Any
 from safelight.commands.job_text import progress_text, prompt_of, short_id, time_text
 from safelight.commands.server_feed import View
 from safelight.status_text import duration_text, is_loading, load_line, state_style, step_piece
-from safelight.terminal import Look, Piece, cells, clipped, fitted, printable
+from safelight.terminal import Look, Piece, fitted, printable
 
 _STEP_CELLS = 20
 _QUEUE_CELLS = 20
-_NAME_CELLS = 30
 _SHOWN_WAITING = 5
 _SHOWN_ERRORS = 5
 
@@ -25,10 +24,10 @@ def overview(view: View, url: str, columns: int, look: Look) -> list[str]:
     lines = [_header(view, view.status, columns, look), _address(view, url, columns, look), ""]
     lines += [_queue(view.status, columns, look), ""]
     prompts = {job["id"]: prompt_of(job) for job in view.jobs}
-    if len(view.status["models"]) > 1:
-        lines += [*(_model(model, columns, look) for model in view.status["models"]), ""]
+    models = view.status["models"] if len(view.status["models"]) > 1 else []
+    lines += [_model(model, columns, look) for model in models] + [""] * bool(models)
     for worker in view.status["workers"]:
-        lines += _worker(worker, prompts, columns, look)
+        lines += _worker(worker, prompts, columns, look, names_model=bool(models))
     lines += _waiting(view.jobs, columns, look)
     return lines + _errors(view, columns, look)
 
@@ -71,9 +70,11 @@ def _model(model: dict[str, Any], columns: int, look: Look) -> str:
     return "model    " + fitted(pieces, columns - 9, look)
 
 
-def _worker(worker: dict[str, Any], prompts: dict[str, str], columns: int, look: Look) -> list[str]:
+def _worker(
+    worker: dict[str, Any], prompts: dict[str, str], columns: int, look: Look, *, names_model: bool
+) -> list[str]:
     pieces = [Piece(worker["device"], "1"), Piece(worker["state"], state_style(worker["state"]))]
-    if worker["model"]:
+    if names_model and worker["model"]:
         pieces.append(Piece(printable(worker["model"])))
     if worker["restarts"]:
         pieces.append(Piece(f"{worker['restarts']} restart{'s' if worker['restarts'] > 1 else ''}"))
@@ -83,8 +84,8 @@ def _worker(worker: dict[str, Any], prompts: dict[str, str], columns: int, look:
     if is_loading(worker):
         lines.append("         " + load_line(worker | {"error": None}, columns - 9, look))
     if coming := worker["coming"]:
-        name = f"{clipped(printable(coming['model']), _NAME_CELLS, look)} comes: "
-        lines.append("         " + name + load_line(coming, columns - 9 - cells(name), look))
+        lines.append("         " + fitted([Piece(f"{printable(coming['model'])} comes next")], columns - 9, look))
+        lines.append("         " + load_line(coming, columns - 9, look))
     for job in worker["jobs"]:
         described = [step_piece(job, _STEP_CELLS), Piece(short_id(job["id"]), "2"), Piece(prompts.get(job["id"], ""))]
         lines.append("         " + fitted([piece for piece in described if piece.text], columns - 9, look))

@@ -137,7 +137,7 @@ def _add_facts(router: APIRouter, front: Front, chosen: ChosenModels) -> None:
 
     @router.get("/options")
     async def options(request: Request) -> dict[str, Any]:
-        return {"sd_model_checkpoint": (await chosen.by(request)).name, "samples_format": "png"}
+        return {"sd_model_checkpoint": (await chosen.by(request)).id, "samples_format": "png"}
 
     @router.post("/options")
     async def set_options(request: Request) -> None:
@@ -152,7 +152,7 @@ def _add_facts(router: APIRouter, front: Front, chosen: ChosenModels) -> None:
     @router.get("/sd-models")
     async def sd_models() -> list[dict[str, Any]]:
         rest = {"hash": None, "sha256": None, "config": None}
-        names = [model.name for model in front.models]
+        names = [model.id for model in front.models]
         return [{"title": name, "model_name": name, "filename": name, **rest} for name in names]
 
     @router.get("/samplers")
