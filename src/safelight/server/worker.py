@@ -168,6 +168,8 @@ class Worker:
         await model.refresh()
         plan = await asyncio.to_thread(plan_switch, old.model, model, self.device.name, old.load.memory)
         switch.keeps_serving, switch.reason = plan
+        order = "serves until the next one is ready" if switch.keeps_serving else "ends first"
+        log.info("worker %d goes to %s, %s %s: %s", self.id, model.id, old.model.id, order, switch.reason)
         if switch.keeps_serving:
             try:
                 self.current = await self.loader.start_surely(model)
