@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test setup check bench chaos docs docs-serve reference
+.PHONY: run test test-slow setup check bench chaos docs docs-serve reference
 
 run: $(INSTALLED)  ## start the server on 127.0.0.1:8000 with the embedded model; options in ARGS="--port 8001"
 	@exec $(BIN)/python run.py $(ARGS)
 
-test: check  ## lint, types, and every test that needs no GPU, but for the long ones of `make chaos`
+test: check  ## lint, types, and every test that needs no GPU, but for those of `make test-slow`
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 chaos: $(INSTALLED)  ## kills, floods and full disks, all of them: about eleven minutes
 	$(BIN)/python -m pytest tests/chaos $(ARGS)

@@ -204,7 +204,7 @@ def _lean_inputs(transformer: LeanTransformer, inputs: Inputs, size: int) -> tup
     ]
     side = size // _PIXELS_PER_TOKEN
     text = torch.stack([transformer.project_text(embeds) for embeds in inputs["encoder_hidden_states"]])
-    return inputs["hidden_states"], text, torch.cat(modulations), transformer.rope(_TEXT, side, side)
+    return inputs["hidden_states"], text, torch.cat(modulations), transformer.rope(_TEXT, (side, side))
 
 
 def _numbers(text: str) -> Sequence[int]:

@@ -23,7 +23,6 @@ from benchmarks.record import Record
 from safelight.checkpoint import Checkpoint, open_checkpoint
 from safelight.engine import pipelines
 from safelight.engine.load_report import LoadReport
-from safelight.engine.weight_files import weight_files
 
 _OUTPUT = ROOT / "benchmarks" / "results" / "load.json"
 _DTYPE = "bfloat16"
@@ -115,7 +114,7 @@ def _in_own_process(way: str, folder: str, device: str) -> dict[str, Any]:
 
 def _fill_page_cache(checkpoint: Checkpoint) -> None:
     for component in checkpoint.components:
-        for path in weight_files(checkpoint, component):
+        for path in component.files:
             with path.open("rb", buffering=0) as file:
                 while file.read(_READ_BYTES):
                     pass

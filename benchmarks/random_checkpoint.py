@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from safelight import checkpoint
+from safelight.checkpoint import open_checkpoint
+from safelight.config import EMBEDDED_MODEL
 from safelight.engine import pipelines
 from safelight.engine.weights import make_empty
 
 Shapes = dict[str, list[int]]
 
-_EMBEDDED = Path(checkpoint.__file__).parent / "models" / "shapes"
+_EMBEDDED = open_checkpoint(EMBEDDED_MODEL).path
 _COPIED = ("tokenizer", "tokenizer_2", "scheduler")
 _DTYPE = torch.bfloat16
 _STANDARD_DEVIATION = 0.02

@@ -10,10 +10,28 @@ from typing import Any
 VOCABULARY = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "on", "background"]
 
 
-def make_checkpoint(folder: Path, *, guidance_embeds: bool = True, max_shard_size: str = "20KB") -> Path:
-    """A few hundred kilobytes of float32 weights; the transformer and the T5 encoder come in several shards."""
+PACKED_CHANNELS = 16
+"""Of four latents of four channels each."""
+MASK_CHANNELS = 4 * 8**2
+LIVELY = 3.0
+"""Times fresh weights: else whatever a transformer of two blocks is shown hardly changes the picture."""
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    guidance_embeds: bool = True,
+    max_shard_size: str = "20KB",
+    pipeline: str = "FluxPipeline",
+    liveliness: float = 1.0,
+) -> Path:
+    """A few hundred kilobytes of float32 weights; the transformer and the T5 encoder come in several shards.
+
+    ``pipeline`` is the class that it is made for: ``FluxKontextPipeline`` and ``FluxFillPipeline`` are families, too.
+    """
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     torch.manual_seed(0)
@@ -37,7 +55,8 @@ def make_checkpoint(folder: Path, *, guidance_embeds: bool = True, max_shard_siz
         "tokenizer": tokenizer,
         "tokenizer_2": tokenizer,
         "transformer": FluxTransformer2DModel(
-            in_channels=16,
+            in_channels=2 * PACKED_CHANNELS + MASK_CHANNELS if pipeline == "FluxFillPipeline" else PACKED_CHANNELS,
+            out_channels=PACKED_CHANNELS,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -55,11 +74,14 @@ def make_checkpoint(folder: Path, *, guidance_embeds: bool = True, max_shard_siz
             norm_num_groups=1,
             use_quant_conv=False,
             use_post_quant_conv=False,
-            shift_factor=0.0,
-            scaling_factor=1.0,
+            shift_factor=0.0 if liveliness == 1.0 else 0.1,
+            scaling_factor=1.0 if liveliness == 1.0 else 0.5,
         ),
     }
-    FluxPipeline(**parts).save_pretrained(folder, max_shard_size=max_shard_size)
+    with torch.no_grad():
+        for weight in parts["transformer"].parameters():
+            weight *= liveliness
+    getattr(diffusers, pipeline)(**parts).save_pretrained(folder, max_shard_size=max_shard_size)
     parts["text_encoder_2"].save_pretrained(folder / "text_encoder_2", max_shard_size=max_shard_size)
     return folder
 

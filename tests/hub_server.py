@@ -103,7 +103,7 @@ def git_hash(data: bytes) -> str:
 
 
 def _is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+    return name.endswith((".safetensors", ".bin", ".gguf"))
 
 
 class _Server(ThreadingHTTPServer):

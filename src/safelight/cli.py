@@ -99,11 +99,15 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="of the server's, or without one a model as serve takes it [default: the first]"
     )
+    parser.add_argument("--base-model", help="without a server: as the server's")
     parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
 
 
 def _add_pull_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="OWNER/NAME, or OWNER/NAME@REVISION")
+    parser.add_argument("model", metavar="MODEL", help="OWNER/NAME, or OWNER/NAME/FILE, with or without @REVISION")
+    parser.add_argument(
+        "--base-only", action="store_true", help="all but the transformer: what single files need of a base model"
+    )
     _add_config(parser)
     parser.add_argument("--data-dir", help=f"as the server's [env: {ENV_PREFIX}DATA_DIR]")
     parser.add_argument("--models-dir", help=f"as the server's [env: {ENV_PREFIX}MODELS_DIR]")

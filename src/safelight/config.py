@@ -41,8 +41,14 @@ class Config:
 
     model: str = _setting(
         EMBEDDED_MODEL,
-        "the embedded model's name, a checkpoint directory, or OWNER/NAME[@REVISION] as it was pulled; "
-        "with [[models]], the name of the one that is the default",
+        "the embedded model's name, a checkpoint directory, a safetensors or GGUF file, or OWNER/NAME[@REVISION] as it "
+        "was pulled; with [[models]], the name of the one that is the default",
+        values.text,
+    )
+    base_model: str | None = _setting(
+        None,
+        "where the model is a single file: the model whose text encoders, tokenizers and VAE it takes, a directory or "
+        "OWNER/NAME[@REVISION]",
         values.text,
     )
     host: str = _setting("127.0.0.1", "address to listen on", values.text)

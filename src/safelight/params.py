@@ -16,6 +16,7 @@ SIZE_MULTIPLE = 16
 """FLUX packs 2x2 latents of an 8x VAE into one token, so sides are multiples of 16 pixels."""
 
 _MAX_SCALE = 30.0
+_MAX_GUIDANCE = 100.0
 _MAX_STEPS = 200
 _MAX_SIDE = 8192
 
@@ -41,13 +42,16 @@ class MetadataLevel(StrEnum):
 
 
 class SourceImage(msgspec.Struct, frozen=True):
-    """The picture that a job changes, as files that the server keeps: of the answer's size, the mask white where the
-    picture is drawn anew. ``strength`` from 0 to 1 is how much of it may change.
+    """The picture that a job changes, as files that the server keeps; the mask is white where it is drawn anew.
+
+    Drawing begins with it, so it has the answer's size, and ``strength`` from 0 to 1 is how much of it may change. Or
+    drawing looks at it all the time, as FLUX.1-Kontext does: then ``reference_size`` is its own width and height.
     """
 
     file: str
-    strength: float
+    strength: float = 1.0
     mask_file: str | None = None
+    reference_size: tuple[int, int] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -80,11 +84,11 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     source: SourceImage | None = None
 
     def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt, required=self.source is None)
+        _check_text("prompt", self.prompt, required=self.source is None or self.reference_size is not None)
         _check_text("negative_prompt", self.negative_prompt or "", required=False)
         check_size(self.width, self.height)
         _check_range("num_inference_steps", self.num_inference_steps, 1, _MAX_STEPS)
-        _check_range("guidance_scale", self.guidance_scale or 0.0, 0.0, _MAX_SCALE)
+        _check_range("guidance_scale", self.guidance_scale or 0.0, 0.0, _MAX_GUIDANCE)
         _check_range("true_cfg_scale", self.true_cfg_scale, 1.0, _MAX_SCALE)
         _check_range("max_sequence_length", self.max_sequence_length, 1, 512)
         _check_range("n", self.num_images, 1, MAX_IMAGES)
@@ -118,9 +122,14 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return self.steps_per_image * self.num_images
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Jobs of one shape can share a transformer call: width, height, ``max_sequence_length``."""
-        return self.width, self.height, self.max_sequence_length
+    def reference_size(self) -> tuple[int, int] | None:
+        """Width and height of the picture that is looked at while drawing, if there is one."""
+        return None if self.source is None else self.source.reference_size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Jobs of one shape can share a transformer call: width, height, ``max_sequence_length``, reference."""
+        return self.width, self.height, self.max_sequence_length, *(self.reference_size or ())
 
     @property
     def rows(self) -> int:
@@ -129,8 +138,9 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def megapixels(self) -> float:
-        """Size of one image."""
-        return self.width * self.height / 1e6
+        """What one row of a transformer call looks at: the image, and the reference beside it."""
+        across, down = self.reference_size or (0, 0)
+        return (self.width * self.height + across * down) / 1e6
 
     @property
     def work(self) -> float:

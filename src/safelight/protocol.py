@@ -32,7 +32,8 @@ class Load(Message, frozen=True):
     """Load the checkpoint of this name onto the device, then warm up each size (width, height in pixels).
 
     ``batch_limit`` is how many rows may share a step at most, 0 leaves it to measured times; compiled kernels are kept
-    in ``cache_dir``, if it is not empty; ``models_dir`` has the models that can be named as on the hub.
+    in ``cache_dir``, if it is not empty; ``models_dir`` has the models that can be named as on the hub. A single file
+    takes all but its transformer from ``base_model``.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Load(Message, frozen=True):
     batch_limit: int = 0
     cache_dir: str = ""
     models_dir: str = ""
+    base_model: str | None = None
 
 
 class Generate(Message, frozen=True):

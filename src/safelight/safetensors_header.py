@@ -13,37 +13,14 @@ from typing import BinaryIO
 import msgspec
 
 from safelight.errors import CheckpointInvalid
-
-MAX_HEADER_BYTES = 4 * 1024 * 1024
-MAX_TENSORS = 20_000
+from safelight.tensor_header import MAX_HEADER_BYTES, MAX_TENSORS, TensorEntry, TensorHeader
 
 _LENGTH = struct.Struct("<Q")
 _MAX_COLONS = 5 * MAX_TENSORS
 """A tensor has four, in its name, dtype, shape and offsets; counting them is quicker than parsing."""
 
 
-class TensorEntry(msgspec.Struct, frozen=True):
-    """What a header says of one tensor. ``data_offsets`` are its first byte and the one after its last, from
-    ``SafetensorsHeader.data_start`` on; nobody has checked yet that they agree with dtype and shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-class SafetensorsHeader(msgspec.Struct, frozen=True):
-    """``tensors`` maps each tensor's name to its dtype, ``entries`` to all that is known of it.
-
-    ``weight_bytes`` is the size of all of them; they begin ``data_start`` bytes into the file.
-    """
-
-    tensors: dict[str, str]
-    weight_bytes: int
-    entries: dict[str, TensorEntry] = {}
-    data_start: int = 0
-
-
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path) -> TensorHeader:
     """Raises ``CheckpointInvalid``, naming the file, if it is missing, truncated, or not safetensors."""
     try:
         file_bytes = path.stat().st_size
@@ -51,14 +28,15 @@ def read_header(path: Path) -> SafetensorsHeader:
             raw = _read_raw_header(path, file, file_bytes)
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from None
-    entries = _parse(path, raw)
+    entries, metadata = _parse(path, raw)
     weight_bytes = _laid_out(path, entries)
     data_start = _LENGTH.size + len(raw)
     expected_bytes = data_start + weight_bytes
     if file_bytes != expected_bytes:
         state = "truncated" if file_bytes < expected_bytes else "longer than its header says"
         raise CheckpointInvalid(f"{path} is {state}: {file_bytes} bytes of {expected_bytes}")
-    return SafetensorsHeader({name: entry.dtype for name, entry in entries.items()}, weight_bytes, entries, data_start)
+    dtypes = {name: entry.dtype for name, entry in entries.items()}
+    return TensorHeader(dtypes, weight_bytes, entries, data_start, metadata)
 
 
 def _read_raw_header(path: Path, file: BinaryIO, file_bytes: int) -> bytes:
@@ -81,14 +59,14 @@ def _laid_out(path: Path, entries: dict[str, TensorEntry]) -> int:
     return position
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, TensorEntry]:
+def _parse(path: Path, raw: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if raw.count(b":") > _MAX_COLONS:
         raise CheckpointInvalid(f"{path} announces too many tensors: {MAX_TENSORS} at most")
     try:
         members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        members.pop("__metadata__", None)
+        metadata = msgspec.json.decode(members.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
         if len(members) > MAX_TENSORS:
             raise CheckpointInvalid(f"{path} announces {len(members)} tensors: {MAX_TENSORS} at most")
-        return {name: msgspec.json.decode(member, type=TensorEntry) for name, member in members.items()}
+        return {name: msgspec.json.decode(member, type=TensorEntry) for name, member in members.items()}, metadata
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise CheckpointInvalid(f"{path} is not a safetensors file: its header is not readable") from None

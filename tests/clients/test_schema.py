@@ -24,7 +24,14 @@ PACKAGE = "schemathesis==4.32.5"
 
 
 @pytest.mark.timeout(400)
-def test_the_server_does_what_its_schema_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "phases",
+    [
+        "examples,coverage,stateful",
+        pytest.param("fuzzing", marks=pytest.mark.slow),  # little but thinking of requests
+    ],
+)
+def test_the_server_does_what_its_schema_says(phases: str, tmp_path: Path) -> None:
     environment = {"STUB_STEP_S": "0", "SAFELIGHT_PRIVATE_WEBHOOKS": "true"}
     options = ("--model", STUB_MODEL, "--queue-limit", "10000")
     with ServerProcess(tmp_path / "data", *options, environment=environment) as server:
@@ -33,7 +40,7 @@ def test_the_server_does_what_its_schema_says(tmp_path: Path) -> None:
         command = [*python_with("schemathesis", PACKAGE, paths=(HERE,)), "-m", "schemathesis.cli"]
         wanted = ["run", f"{server.url}/openapi.json", "--checks", "all", "--max-examples", "3", "--seed", "1"]
         done = subprocess.run(
-            [*command, *wanted, "--phases", "examples,coverage,fuzzing,stateful", "--request-timeout", "20"],
+            [*command, *wanted, "--phases", phases, "--request-timeout", "20"],
             cwd=tmp_path,
             env=os.environ | {"SCHEMATHESIS_HOOKS": "schemathesis_hooks"},
             capture_output=True,

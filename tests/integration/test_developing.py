@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.server_process import ServerProcess
+from training.captions import caption
+from training.checker import judge
+from training.scenes import SIZES, Scene, Thing, place
 
-RED, YELLOW, BLUE, GREEN = (226, 30, 36), (250, 224, 40), (36, 74, 220), (36, 150, 56)
+RED, YELLOW, BLUE = (226, 30, 36), (250, 224, 40), (36, 74, 220)
 PROMPT = "a large red circle on a blue background"
 
 
@@ -73,20 +76,61 @@ def test_a_picture_is_changed_as_the_prompt_says(client: openai.OpenAI, circle: 
     assert _is(YELLOW, changed, 128, 128) and _is(BLUE, changed, 10, 10)
 
 
-def test_a_mask_keeps_the_rest_to_the_pixel(client: openai.OpenAI, circle: Image.Image) -> None:
-    mask = Image.new("L", circle.size, 0)
-    mask.paste(255, (128, 0, 256, 256))
-    answer = client.images.edit(
-        image=_png(circle),
-        mask=_png(mask),
-        prompt="a large green square on a yellow background",
-        extra_body={"seed": 2},
+def _scene(position: str, size: str, colour: str, shape: str, background: str) -> Scene:
+    return Scene(background, (Thing(colour, shape, size, *place(position, SIZES[size])),), position=position)
+
+
+CHANGES = [
+    (_scene("in the center", "large", "red", "circle", "blue"), ("yellow", "star")),
+    (_scene("at the top left", "medium", "green", "square", "white"), ("purple", "heart")),
+    (_scene("on the right", "medium", "orange", "diamond", "black"), ("cyan", "circle")),
+    (_scene("at the bottom", "large", "pink", "heart", "gray"), ("blue", "square")),
+]
+"""What is there, and what is to be in its place."""
+
+
+Edit = tuple[Scene, Image.Image, Image.Image, Image.Image]
+
+
+def _around(thing: Thing, picture: Image.Image) -> Image.Image:
+    """A mask of the square in which ``thing`` lies, with some space."""
+    reach, mask = thing.radius + 0.04, Image.new("L", picture.size, 0)
+    left, top, right, bottom = (
+        round(edge * picture.width) for edge in (thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach)
     )
-    assert answer.data
-    changed = _picture(answer.data[0].b64_json)
-    left = (0, 0, 128, 256)
-    assert changed.crop(left).tobytes() == circle.crop(left).tobytes()
-    assert _is(GREEN, changed, 160, 128) and _is(YELLOW, changed, 245, 10)
+    mask.paste(255, (left, top, right, bottom))
+    return mask
+
+
+@pytest.fixture(scope="module")
+def edited(client: openai.OpenAI) -> list[Edit]:
+    """Of each change: what is wanted, the picture before, the area around its object, and the picture after."""
+    edits = []
+    for seed, (scene, (colour, shape)) in enumerate(CHANGES):
+        thing = scene.things[0]
+        wanted = _scene(scene.position or "", thing.size, colour, shape, scene.background)
+        drawn = client.images.generate(prompt=caption(scene), extra_body={"seed": seed})
+        before = _picture(drawn.data[0].b64_json if drawn.data else None)
+        mask = _around(thing, before)
+        answer = client.images.edit(
+            image=_png(before), mask=_png(mask), prompt=caption(wanted), extra_body={"seed": seed + 10}
+        )
+        edits.append((wanted, before, mask, _picture(answer.data[0].b64_json if answer.data else None)))
+    return edits
+
+
+def test_under_the_mask_is_what_the_prompt_says(edited: list[Edit]) -> None:
+    """By the judge that reads pixels: the new object in the old one's place and size, on the old background."""
+    verdicts = [judge(np.asarray(after), wanted) for wanted, _, _, after in edited]
+    assert [verdict.is_right for verdict in verdicts].count(True) >= len(CHANGES) - 1, verdicts
+    assert all(verdict.background and verdict.colour for verdict in verdicts), verdicts
+
+
+def test_outside_the_mask_nothing_changes(edited: list[Edit]) -> None:
+    for _, before, mask, after in edited:
+        outside = np.asarray(mask) == 0
+        assert np.array_equal(np.asarray(before)[outside], np.asarray(after)[outside])
+        assert np.abs(np.asarray(before, int) - np.asarray(after, int))[~outside].max() > 100
 
 
 def test_a_weak_change_takes_only_its_share_of_the_steps(server: ServerProcess, circle: Image.Image) -> None:

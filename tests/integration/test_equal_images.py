@@ -93,6 +93,8 @@ MIXED = [
     _params(seed=9, true_cfg_scale=2.0, negative_prompt="a blue circle"),
     _params(seed=20, num_images=3, guidance_scale=1.0),
     _params(seed=2**40, num_inference_steps=1),
+    _params(seed=6, guidance_scale=0.0),
+    _params(seed=7, guidance_scale=30.0),
     _params(width=192, height=96),
     _params(width=256, height=256, num_inference_steps=3, max_sequence_length=12),
 ]
@@ -105,13 +107,26 @@ def test_jobs_that_share_steps_make_the_pictures_of_flux_pipeline(pipeline: Any)
             assert _difference(image, expected) <= 1
 
 
-@pytest.mark.parametrize(("has_mask", "strength"), [(False, 0.6), (False, 1.0), (True, 1.0), (True, 0.5)])
-def test_changes_of_a_picture_are_those_of_diffusers(pipeline: Any, has_mask: bool, strength: float) -> None:
+TRUE_CFG = {"negative_prompt": "a red circle", "true_cfg_scale": 2.5, "max_sequence_length": 12}
+
+
+@pytest.mark.parametrize(
+    ("has_mask", "strength", "members"),
+    [(False, 0.6, {}), (False, 1.0, TRUE_CFG), (True, 1.0, {}), (True, 0.5, TRUE_CFG)],
+)
+def test_changes_of_a_picture_are_those_of_diffusers(
+    pipeline: Any, has_mask: bool, strength: float, members: dict[str, Any]
+) -> None:
     base = _reference(pipeline, _params(seed=3, num_inference_steps=8))[0]
     mask = Image.new("L", base.size, 0)
     mask.paste(255, (0, 0, 64, 128))
     source = Source(base, mask if has_mask else None)
-    params = _params(prompt="a yellow star on a black background", source=SourceImage("source", strength), num_images=2)
+    asked = {
+        "prompt": "a yellow star on a black background",
+        "source": SourceImage("source", strength),
+        "num_images": 2,
+    }
+    params = _params(**asked | members)
     (generation,) = _drawn(params, source=source)
     for image, expected in zip(generation.images, _reference(pipeline, params, source), strict=True):
         assert _difference(image, expected) <= 1

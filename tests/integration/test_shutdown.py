@@ -12,8 +12,11 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from safelight.config import STUB_MODEL
 from tests.server_process import ServerProcess, gone
 
+SLOW_STEPS = {"STUB_STEP_S": "0.05"}
+STUB = ("--model", STUB_MODEL)
 _PHASES: dict[str, Callable[[ServerProcess], object]] = {
     "start": lambda server: None,
     "import": lambda server: server.wait_for_line(r"cpu import"),
@@ -21,10 +24,14 @@ _PHASES: dict[str, Callable[[ServerProcess], object]] = {
     "warm-up": lambda server: server.wait_for_line(r"cpu warmup"),
     "idle": lambda server: server.wait_until_ready(),
 }
+_SIGNALS = [
+    pytest.param(phase, number, id=f"{phase}-{number.name}", marks=[pytest.mark.slow] * is_slow)
+    for phase in _PHASES
+    for number, is_slow in ((signal.SIGTERM, False), (signal.SIGINT, phase not in ("start", "idle")))
+]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("phase", _PHASES)
+@pytest.mark.parametrize(("phase", "number"), _SIGNALS)
 def test_a_signal_ends_everything_with_exit_code_0(phase: str, number: signal.Signals, tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         _PHASES[phase](server)
@@ -59,7 +66,7 @@ def test_a_running_image_finishes_within_the_grace_period(tmp_path: Path) -> Non
 
 
 def test_an_image_that_outlasts_the_grace_period_is_cancelled(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, "--grace-period-s", "0.3") as server:
+    with ServerProcess(tmp_path, "--grace-period-s", "0.3", *STUB, environment=SLOW_STEPS) as server:
         server.wait_until_ready()
         answers: list[httpx.Response] = []
         running = threading.Thread(target=lambda: answers.append(server.generate(num_inference_steps=100, n=10)))
@@ -74,7 +81,7 @@ def test_an_image_that_outlasts_the_grace_period_is_cancelled(tmp_path: Path) ->
 
 
 def test_an_open_status_stream_does_not_hold_up_the_exit(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path) as server:
+    with ServerProcess(tmp_path, *STUB) as server:
         server.wait_until_ready()
         with server.http.stream("GET", "/v1/status/stream") as events:
             lines = events.iter_lines()
@@ -85,7 +92,7 @@ def test_an_open_status_stream_does_not_hold_up_the_exit(tmp_path: Path) -> None
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path) as server:
+    with ServerProcess(tmp_path, *STUB, environment=SLOW_STEPS) as server:
         server.wait_until_ready()
         running = threading.Thread(target=lambda: _ignore_errors(server))
         running.start()

@@ -9,7 +9,7 @@ import torch
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
-from safelight.engine.flux.text import TextEncoder
+from safelight.engine.flux.text import Prompt, TextEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype")
 
@@ -32,6 +32,7 @@ def test_a_prompt_is_encoded_once_for_each_length(monkeypatch: pytest.MonkeyPatc
         expected = pipeline.encode_prompt(prompt, None, device="cpu", max_sequence_length=length)
         assert torch.equal(embeds, expected[0][0]) and torch.equal(pooled, expected[1])
     assert encoded == [("a red circle", 24), ("a blue star", 24), ("a red circle", 12)]
+    monkeypatch.setattr(encoder, "_encode", lambda prompt, length: Prompt(embeds, pooled))
     for number in range(100):
         encoder(f"a red circle {number}", 24)
     assert len(encoder._kept) == 64

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from safelight.engine import transfer
+from safelight.engine.encodings import Encoding, Plain
 from safelight.engine.links import HostLink, Link, Mark
 from safelight.engine.transfer import Chunk, Transfer
 from safelight.errors import CheckpointInvalid
@@ -18,15 +19,17 @@ from safelight.errors import CheckpointInvalid
 CHUNK_BYTES = 64
 COUNT = 50
 
+Asked = tuple[torch.Tensor, torch.Tensor, Encoding]
+
 
 class LateLink(HostLink):
     """As a device may: copies nothing before somebody waits for it."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._asked: list[Asked] = []
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        self._asked.append((target, source))
+    def copy(self, target: torch.Tensor, content: torch.Tensor, encoding: Encoding) -> None:
+        self._asked.append((target, content, encoding))
 
     def mark(self) -> Mark:
         asked, self._asked = self._asked, []
@@ -34,16 +37,16 @@ class LateLink(HostLink):
 
 
 class _Late:
-    def __init__(self, asked: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, asked: list[Asked]) -> None:
         self._asked = asked
 
     def synchronize(self) -> None:
-        for target, source in self._asked:
-            target.copy_(source)
+        for target, content, encoding in self._asked:
+            target.copy_(encoding.decode(content))
 
 
 class SlowLink(HostLink):
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, target: torch.Tensor, content: torch.Tensor, encoding: Encoding) -> None:
         time.sleep(0.02)
 
 
@@ -66,7 +69,7 @@ def _chunks(path: Path, into: torch.Tensor) -> list[Chunk]:
             "part",
             path,
             offset,
-            torch.uint8,
+            Plain(torch.uint8),
             [into[offset : offset + 10], into[offset + 10 : offset + CHUNK_BYTES]],
         )
         for offset in range(0, CHUNK_BYTES * COUNT, CHUNK_BYTES)

@@ -48,7 +48,7 @@ def _lean(transformer: LeanTransformer, inputs: dict[str, Any], height: int, wid
         )
     ]
     text = torch.stack([transformer.project_text(embeds) for embeds in inputs["encoder_hidden_states"]])
-    rope = transformer.rope(text.shape[1], height, width)
+    rope = transformer.rope(text.shape[1], (height, width))
     return transformer(inputs["hidden_states"], text, torch.cat(modulations), rope)
 
 

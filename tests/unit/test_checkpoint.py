@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
 from safelight.errors import CheckpointInvalid, CheckpointNotFound
-from safelight.hub.manifest import Manifest, write_manifest
+from safelight.hub.manifest import FileRecord, Manifest, write_manifest
 from safelight.model_card import Family, ModelCard
 from tests.unit.fake_checkpoint import (
     CARD,
@@ -99,7 +100,12 @@ def test_a_model_that_was_not_pulled_names_the_command_that_pulls_it(model: str,
 def _pulled(models: Path, commit: str, revision: str, pulled_at: float) -> Path:
     folder = write_checkpoint(models / "acme" / "tiny" / commit, card=None)
     manifest = Manifest(
-        repository="acme/tiny", commit=commit, revision=revision, endpoint="", pulled_at=pulled_at, files={}
+        repository="acme/tiny",
+        commit=commit,
+        revision=revision,
+        endpoint="",
+        pulled_at=pulled_at,
+        files={"model_index.json": FileRecord(0, "")},
     )
     write_manifest(folder, manifest)
     return folder
@@ -159,8 +165,18 @@ def _has_an_index_nested_without_end(folder: Path) -> str:
 
 
 def _is_for_another_pipeline(folder: Path) -> str:
+    write_json(folder / "model_index.json", MODEL_INDEX | {"_class_name": "FluxControlPipeline"})
+    return "model_index.json is for FluxControlPipeline, not FluxPipeline or FluxKontextPipeline or FluxFillPipeline"
+
+
+def _is_for_a_pipeline_with_another_transformer(folder: Path) -> str:
     write_json(folder / "model_index.json", MODEL_INDEX | {"_class_name": "FluxFillPipeline"})
-    return "model_index.json is for FluxFillPipeline, not FluxPipeline"
+    return "transformer/config.json and model_index.json are of different models"
+
+
+def _has_a_card_of_another_family(folder: Path) -> str:
+    write_json(folder / "model_index.json", MODEL_INDEX | {"_class_name": "FluxKontextPipeline"})
+    return "safelight.json says family dev, model_index.json is of kontext"
 
 
 def _names_no_pipeline(folder: Path) -> str:
@@ -338,3 +354,20 @@ def test_the_family_gives_the_defaults(name: str, has_guidance: bool, family: Fa
     folder = tmp_path / "krea" / name  # the name of a folder above says nothing
     model = str(write_checkpoint(folder, card=None, guidance_embeds=has_guidance))
     assert open_checkpoint(model).card == ModelCard.of_family(family, model)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "family", "transformer"),
+    [
+        ("FluxKontextPipeline", Family.KONTEXT, {"in_channels": 64, "out_channels": 64}),
+        ("FluxKontextPipeline", Family.KONTEXT, {"in_channels": 64, "out_channels": None}),
+        ("FluxFillPipeline", Family.FILL, {"in_channels": 384, "out_channels": 64}),
+    ],
+)
+def test_the_pipelines_class_tells_the_family(
+    pipeline: str, family: Family, transformer: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "any", card=None)
+    write_json(folder / "model_index.json", MODEL_INDEX | {"_class_name": pipeline})
+    write_json(folder / "transformer" / "config.json", {"guidance_embeds": True} | transformer)
+    assert open_checkpoint(str(folder)).card == ModelCard.of_family(family, str(folder))

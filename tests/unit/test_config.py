@@ -14,6 +14,7 @@ from safelight.setting_values import ApiKey, parse_size
 
 VALID: dict[str, tuple[str, Any]] = {
     "model": ("/models/flux", "/models/flux"),
+    "base_model": ("acme/base", "acme/base"),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
     "device": ("cuda:0,1", "cuda:0,1"),
@@ -67,6 +68,7 @@ WRONG: list[tuple[str, str]] = [
     ("log_prompts", "1"),
     ("model", ""),
     ("model", "  "),
+    ("base_model", ""),
     ("host", ""),
     ("port", "-1"),
     ("port", "65536"),

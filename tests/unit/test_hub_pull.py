@@ -16,14 +16,16 @@ import pytest
 
 from safelight.checkpoint import open_checkpoint
 from safelight.cli import main
+from safelight.errors import CheckpointInvalid, CheckpointNotFound
 from safelight.hub import client
 from safelight.hub.manifest import MANIFEST_NAME, read_manifest
 from safelight.hub.model_name import ModelName
 from safelight.hub.snapshots import find_snapshot
-from safelight.hub.verification import VERDICTS_NAME
+from safelight.hub.verification import VERDICTS_NAME, verify
 from tests.hub_server import TOKEN, HubServer, Trouble, folder_content
 from tests.plain_http import NO_CERTIFICATES
 from tests.unit.fake_checkpoint import TRANSFORMER_FILE, write_checkpoint
+from tests.unit.fake_transformer import shapes_of, write_base, write_transformer
 
 MODEL = "acme/tiny"
 SHARD = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
@@ -367,7 +369,9 @@ def _redirects_without_end(hub: HubServer) -> str:
 
 def _has_single_files_only(hub: HubServer) -> str:
     hub.add(MODEL, {"flux1-dev.safetensors": b"1"})
-    return f"{MODEL} has no model_index.json: Safelight serves FLUX.1 checkpoints in diffusers layout"
+    return (
+        f"{MODEL} has no model_index.json: it is no checkpoint in diffusers layout; name one of its files as {MODEL}/"
+    )
 
 
 def _has_pickles_only(hub: HubServer) -> str:
@@ -515,3 +519,107 @@ def test_half_a_snapshot_is_none(hub: HubServer, models: Path, pull: Pull) -> No
     assert find_snapshot(models, ModelName(MODEL)) is None
     assert pull()[0] == 0
     assert json.loads((folder / MANIFEST_NAME).read_text())["commit"] == folder.name
+
+
+FILES = "acme/files"
+DEV, SCHNELL = "flux1-dev-fp8.safetensors", "more/flux1-schnell-fp8.safetensors"
+
+
+@pytest.fixture
+def files_hub(hub: HubServer, tmp_path: Path) -> HubServer:
+    """Beside the checkpoint, a repository of single files, and one that has a checkpoint that fits them."""
+    dev = write_transformer(tmp_path / "dev.safetensors", shapes_of(1, 1)).read_bytes()
+    schnell = write_transformer(tmp_path / "schnell.safetensors", shapes_of(1, 1, guidance=False)).read_bytes()
+    hub.add(FILES, {DEV: dev, SCHNELL: schnell, "README.md": b"files", "a.gguf": b"GGUF"})
+    hub.add("acme/base", folder_content(write_base(tmp_path / "base")) | {"flux1.safetensors": dev})
+    return hub
+
+
+def test_one_file_comes_alone_and_is_served_with_a_base(files_hub: HubServer, models: Path, pull: Pull) -> None:
+    code, out = pull(f"{FILES}/{DEV}")
+    assert code == 0
+    assert f"safelight serve --model {FILES}/{DEV} --base-model MODEL" in out
+    commit = files_hub.repositories[FILES].branches["main"]
+    assert set(_tree(models / FILES / commit)) == {DEV}
+    assert pull("acme/base")[0] == 0
+    for name in (f"{FILES}/{DEV}", f"{FILES}/{DEV}@main", f"{FILES}/{DEV}@{commit[:9]}"):
+        checkpoint = open_checkpoint(name, models, "acme/base")
+        assert (checkpoint.path, checkpoint.card.id) == (models / FILES / commit / DEV, f"{FILES}/{DEV}")
+
+
+def test_files_of_one_commit_are_kept_beside_each_other(files_hub: HubServer, models: Path, pull: Pull) -> None:
+    pull(f"{FILES}/{DEV}")
+    pull(f"{FILES}/{SCHNELL}")
+    (folder,) = (path for path in (models / FILES).iterdir() if path.is_dir())
+    assert set(_tree(folder)) == {DEV, SCHNELL}
+    manifest = read_manifest(folder)
+    assert manifest is not None and set(manifest.files) == {DEV, SCHNELL}
+    asked = len(files_hub.requests_of(DEV))
+    assert pull(f"{FILES}/{DEV}")[0] == pull(f"{FILES}/{DEV}@{folder.name}")[0] == 0
+    assert len(files_hub.requests_of(DEV)) == asked
+
+
+def test_a_whole_checkpoint_and_a_single_file_of_its_repository_go_together(
+    files_hub: HubServer, models: Path, pull: Pull
+) -> None:
+    commit = files_hub.repositories["acme/base"].branches["main"]
+    assert pull("acme/base/flux1.safetensors")[0] == 0
+    with pytest.raises(CheckpointNotFound):
+        open_checkpoint("acme/base", models)
+    assert pull(f"acme/base@{commit}")[0] == 0
+    assert open_checkpoint("acme/base", models).path == models / "acme" / "base" / commit
+    single = open_checkpoint("acme/base/flux1.safetensors", models, "acme/base")
+    assert list(single.folders) == [models / "acme" / "base" / commit]
+    (is_used,) = single.folders.values()
+    assert is_used("flux1.safetensors") and is_used("vae/config.json") and not is_used("transformer/config.json")
+
+
+def test_a_base_comes_without_its_transformer_which_may_follow(files_hub: HubServer, models: Path, pull: Pull) -> None:
+    code, out = pull("acme/base", "--base-only")
+    commit = files_hub.repositories["acme/base"].branches["main"]
+    assert code == 0 and "safelight serve --model FILE --base-model acme/base" in out
+    assert not (models / "acme" / "base" / commit / "transformer").exists()
+    pull(f"{FILES}/{DEV}")
+    assert open_checkpoint(f"{FILES}/{DEV}", models, "acme/base").components
+    before = len(files_hub.requests_of(VAE))
+    assert pull(f"acme/base@{commit}")[0] == 0
+    assert open_checkpoint("acme/base", models).components
+    assert len(files_hub.requests_of(VAE)) == before
+
+
+def test_damage_to_other_files_of_a_snapshot_is_no_matter(files_hub: HubServer, models: Path, pull: Pull) -> None:
+    pull(f"{FILES}/{DEV}")
+    pull(f"{FILES}/{SCHNELL}")
+    pull("acme/base", "--base-only")
+    folder = models / FILES / files_hub.repositories[FILES].branches["main"]
+    (folder / SCHNELL).write_bytes(b"")
+    checkpoint = open_checkpoint(f"{FILES}/{DEV}", models, "acme/base")
+    for used, is_used in checkpoint.folders.items():
+        verify(used, is_used=is_used)
+    data = bytearray((folder / DEV).read_bytes())
+    data[-1] ^= 1
+    (folder / DEV).write_bytes(data)
+    with pytest.raises(CheckpointInvalid, match=DEV):
+        for used, is_used in checkpoint.folders.items():
+            verify(used, is_used=is_used)
+    assert pull(f"{FILES}/{DEV}")[0] == 0
+    assert set(_tree(folder)) == {DEV}, "what was damaged is not taken along"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        (f"{FILES}/no.gguf", (), f"{FILES} has no file no.gguf; name one of its files as {FILES}/FILE: a.gguf, {DEV}"),
+        (FILES, (), f"{FILES} has no model_index.json: it is no checkpoint in diffusers layout; name one of its files"),
+        (f"{FILES}/a.gguf", (), "a.gguf is truncated in its header"),
+        (f"{FILES}/{DEV}", ("--base-only",), "is a single file"),
+        (f"{FILES}/README.md", (), "is no model of the hub: OWNER/NAME or OWNER/NAME/FILE"),
+        (f"{FILES}/../x.gguf", (), "is no model of the hub"),
+    ],
+)
+def test_what_is_no_single_file_is_said(
+    model: str, options: tuple[str, ...], sentence: str, files_hub: HubServer, pull: Pull
+) -> None:
+    code, message = pull(model, *options)
+    assert code == 1
+    assert sentence in message

@@ -30,17 +30,10 @@ ALLOWED = {
     "tracing": set(),
     "otlp": {"tracing"},
     "protocol": {"errors", "params"},
-    "safetensors_header": {"errors"},
+    "tensor_header": set(),
+    "safetensors_header": {"errors", "tensor_header"},
+    "gguf_header": {"errors", "tensor_header"},
     "model_card": {"errors", "params"},
-    "checkpoint": {
-        "config",
-        "errors",
-        "hub.manifest",
-        "hub.model_name",
-        "hub.snapshots",
-        "model_card",
-        "safetensors_header",
-    },
     "terminal": set(),
     "status_text": {"terminal"},
     "client": {"errors", "params", "jobs"},
@@ -93,6 +86,21 @@ def test_server_and_engine_do_not_know_each_other(path: Path) -> None:
         assert not {name for name in own if name.startswith("engine")}
     if _name(path).startswith("engine"):
         assert not {name for name in own if name.startswith("server")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("checkpoint/*.py")), ids=_name)
+def test_a_checkpoint_knows_nothing_of_the_processes_that_read_it(path: Path) -> None:
+    known = {
+        "checkpoint",
+        "config",
+        "errors",
+        "gguf_header",
+        "hub",
+        "model_card",
+        "safetensors_header",
+        "tensor_header",
+    }
+    assert {name.split(".")[0] for name in _own(path)} <= known
 
 
 @pytest.mark.parametrize("name", ALLOWED)

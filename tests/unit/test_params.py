@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from safelight.errors import InvalidRequest, InvalidSize, InvalidValue
-from safelight.params import MAX_IMAGES, MAX_PROMPT_CHARS, MAX_SEED, GenerationParams, ImageFormat, check_size
+from safelight.params import (
+    MAX_IMAGES,
+    MAX_PROMPT_CHARS,
+    MAX_SEED,
+    GenerationParams,
+    ImageFormat,
+    SourceImage,
+    check_size,
+)
 from tests.unit.running_front import params
 
 
@@ -22,6 +30,7 @@ from tests.unit.running_front import params
         ({"prompt": "a \ud800 circle"}, "prompt"),
         ({"prompt": "a \0 circle"}, "prompt"),
         ({"negative_prompt": "x" * (MAX_PROMPT_CHARS + 1)}, "negative_prompt"),
+        ({"prompt": " ", "source": SourceImage("a", reference_size=(64, 64))}, "prompt"),
         ({"negative_prompt": "\udfff"}, "negative_prompt"),
         ({"negative_prompt": "\0"}, "negative_prompt"),
         ({"width": 0}, "width"),
@@ -38,7 +47,7 @@ from tests.unit.running_front import params
         ({"guidance_scale": math.nan}, "guidance_scale"),
         ({"guidance_scale": math.inf}, "guidance_scale"),
         ({"guidance_scale": -0.1}, "guidance_scale"),
-        ({"guidance_scale": 30.1}, "guidance_scale"),
+        ({"guidance_scale": 100.1}, "guidance_scale"),
         ({"true_cfg_scale": math.nan}, "true_cfg_scale"),
         ({"true_cfg_scale": -math.inf}, "true_cfg_scale"),
         ({"true_cfg_scale": 0.5}, "true_cfg_scale"),
@@ -70,7 +79,7 @@ def test_a_wrong_value_is_refused_with_its_name(members: dict[str, Any], param: 
         {"width": 16, "height": 8192},
         {"num_inference_steps": 1},
         {"guidance_scale": 0.0},
-        {"guidance_scale": 30.0},
+        {"guidance_scale": 100.0},
         {"true_cfg_scale": 1.0},
         {"max_sequence_length": 512},
         {"num_images": MAX_IMAGES},

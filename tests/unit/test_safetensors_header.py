@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from safelight.errors import CheckpointInvalid
-from safelight.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS, read_header
+from safelight.safetensors_header import read_header
+from safelight.tensor_header import MAX_HEADER_BYTES, MAX_TENSORS
 from tests.unit.fake_checkpoint import safetensors_bytes
 
 TENSOR = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}

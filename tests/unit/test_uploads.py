@@ -99,6 +99,21 @@ async def test_a_transparent_mask_and_a_white_one_mean_the_same() -> None:
     assert masks[0] == masks[1] == white.tobytes()
 
 
+async def test_sixteen_bits_are_not_all_white() -> None:
+    grey = Image.new("I;16", (64, 64), 60 * 256)
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG")
+    image, mask = _opened(await read_upload(CARD, buffer.getvalue(), buffer.getvalue(), None, None))
+    assert mask is not None
+    assert (image.getpixel((0, 0)), mask.getextrema()) == ((60, 60, 60), (0, 0))
+
+
+async def test_what_is_transparent_begins_white() -> None:
+    """Not in a colour that the file has, but nobody saw."""
+    image, _ = _opened(await read_upload(CARD, picture(mode="RGBA"), None, None, None))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
 async def test_an_inverted_mask() -> None:
     upload = await read_upload(CARD, picture(), picture(mode="L"), None, None, mask_is_inverted=True)
     mask = _opened(upload)[1]

@@ -11,12 +11,12 @@ from safelight.jobs import Job
 from safelight.model_card import ModelCard
 from safelight.protocol import JobProgress
 from safelight.server.worker_jobs import WorkerJobs
-from tests.unit.running_front import job
+from tests.unit.running_front import job, params
 
 pytestmark = pytest.mark.anyio
 
 CARD = ModelCard(id="test/tiny")
-ROW_TOKENS = CARD.tokens(64, 64, 64)
+ROW_TOKENS = CARD.tokens(params())
 
 
 def _with(*jobs: Job) -> WorkerJobs:

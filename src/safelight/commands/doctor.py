@@ -76,9 +76,11 @@ def _models(config: Config) -> Iterator[Finding]:
 
 
 def _model(config: Config) -> Iterator[Finding]:
-    checkpoint = open_checkpoint(config.model, config.pulled_models)
-    verify(checkpoint.path)
-    yield Finding(True, f"model {config.model}: every file is whole, {checkpoint.weight_bytes / 1e6:.1f} MB of weights")
+    checkpoint = open_checkpoint(config.model, config.pulled_models, config.base_model)
+    for folder, is_used in checkpoint.folders.items():
+        verify(folder, is_used=is_used)
+    size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
+    yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
     for device in resolve_devices(config.device):
         dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)
         pipelines.check_memory(checkpoint, device.name, dtype)

@@ -73,7 +73,9 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
     from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
 
-    checkpoint = open_checkpoint(args.model or EMBEDDED_MODEL, load_config({}, os.environ).pulled_models)
+    checkpoint = open_checkpoint(
+        args.model or EMBEDDED_MODEL, load_config({}, os.environ).pulled_models, args.base_model
+    )
     card = checkpoint.card
     width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(

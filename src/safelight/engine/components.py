@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safelight.checkpoint import Checkpoint, Component
+from safelight.checkpoint.stored_tensor import StoredTensor
+from safelight.checkpoint.stored_tensors import stored_tensors
 from safelight.engine import weights
 from safelight.engine.load_report import LoadReport
 from safelight.engine.transfer import Chunk, Transfer
-from safelight.engine.weight_files import in_loading_order, weight_files
+from safelight.engine.weight_files import in_loading_order
 from safelight.errors import CheckpointInvalid, SafelightError
 
 if TYPE_CHECKING:
@@ -56,13 +58,10 @@ class _Loading:
         self._report = report
         self._transfer = transfer
         self._chunks_left: Counter[str] = Counter()
-        self._matched: dict[str, dict[str, weights.StoredTensor]] = {}
+        self._matched: dict[str, dict[str, StoredTensor]] = {}
 
     def run(self) -> dict[str, Any]:
-        stored = {
-            component.name: weights.stored_tensors(weight_files(self._checkpoint, component))
-            for component in self._checkpoint.components
-        }
+        stored = {component.name: stored_tensors(component) for component in self._checkpoint.components}
         weights.reserve(self._device, self._dtype, stored.values())
         parts: dict[str, Any] = {}
         for component in in_loading_order(self._checkpoint):
@@ -70,13 +69,14 @@ class _Loading:
             self._count(self._transfer.arrived())
         with self._report.phase("to_device"):
             self._count(self._transfer.finish())
+            weights.free_what_decoding_took(self._device)
             for component in self._checkpoint.components:
                 if component.weight_bytes:
                     names = self._matched.get(component.name, {})
-                    weights.check_values(parts[component.name], self._checkpoint.path / component.name, names)
+                    weights.check_values(parts[component.name], component.source, names)
         return parts
 
-    def _load(self, component: Component, stored: dict[str, weights.StoredTensor]) -> object:
+    def _load(self, component: Component, stored: dict[str, StoredTensor]) -> object:
         """The part, whole or with its bytes under way."""
         self._report.begin(component.name, component.weight_bytes)
         with self._report.phase("weights"):
@@ -88,16 +88,17 @@ class _Loading:
             self._report.end(component.name)
         return part
 
-    def _make(self, component: Component, stored: dict[str, weights.StoredTensor]) -> Any:
-        folder = self._checkpoint.path / component.name
-        with _naming(component, folder):
+    def _make(self, component: Component, stored: dict[str, StoredTensor]) -> Any:
+        with _naming(component):
             made_by = getattr(importlib.import_module(component.library), component.class_name)
             if not component.weight_bytes:
-                return made_by.from_pretrained(folder, local_files_only=True)
-            module = weights.make_empty(made_by, folder)
+                return _without_weights(made_by, component)
+            module = weights.make_empty(made_by, component.folder, component.config)
             matched = weights.match(module, stored)
+            if matched is None and component.is_single_file:
+                raise CheckpointInvalid(f"{component.source}: {weights.difference(module, stored)}")
             if matched is None:
-                return _from_pretrained(made_by, folder, component)
+                return _from_pretrained(made_by, component.folder, component)
         self._matched[component.name] = matched
         places = weights.allocate(module, matched, self._device, self._dtype)
         chunks = list(weights.chunks(component.name, matched, places))
@@ -122,16 +123,24 @@ class _Loading:
 
 
 @contextlib.contextmanager
-def _naming(component: Component, folder: Path) -> Iterator[None]:
-    """Whatever the libraries raise becomes ``CheckpointInvalid``, with the folder and the class."""
+def _naming(component: Component) -> Iterator[None]:
+    """Whatever the libraries raise becomes ``CheckpointInvalid``, with the file or folder and the class."""
     try:
         yield
     except (SafelightError, MemoryError):
         raise
     except Exception as error:
-        log.exception("loading %s failed", folder)
+        log.exception("loading %s failed", component.source)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointInvalid(f"{folder} could not be loaded as {component.class_name}: {reason}") from error
+        raise CheckpointInvalid(
+            f"{component.source} could not be loaded as {component.class_name}: {reason}"
+        ) from error
+
+
+def _without_weights(made_by: Any, component: Component) -> object:
+    if component.config is not None:
+        return made_by.from_config(component.config)
+    return made_by.from_pretrained(component.folder, local_files_only=True)
 
 
 def _from_pretrained(made_by: Any, folder: Path, component: Component) -> torch.nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from safelight.engine.encodings import Encoding
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,8 +23,8 @@ class Link(Protocol):
     def buffer(self, size_bytes: int) -> torch.Tensor:
         """Bytes of host memory from which the device copies fastest."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Converts if need be, and may return before it is done; ``source`` is part of a buffer."""
+    def copy(self, target: torch.Tensor, content: torch.Tensor, encoding: Encoding) -> None:
+        """Decodes and converts if need be, and may return before it is done; ``content`` is part of a buffer."""
 
     def mark(self) -> Mark:
         """The end of all copies so far."""
@@ -36,8 +38,8 @@ class HostLink:
 
         return torch.empty(size_bytes, dtype=torch.uint8)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        target.copy_(source)
+    def copy(self, target: torch.Tensor, content: torch.Tensor, encoding: Encoding) -> None:
+        target.copy_(encoding.decode(content))
 
     def mark(self) -> Mark:
         return _Past()
@@ -49,7 +51,7 @@ class _Past:
 
 
 class CudaLink:
-    """To a CUDA device, over a stream of its own; converts there, after the copy."""
+    """To a CUDA device, over a stream of its own; decodes and converts there, after the copy."""
 
     def __init__(self, device: torch.device) -> None:
         import torch
@@ -63,13 +65,13 @@ class CudaLink:
 
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def copy(self, target: torch.Tensor, content: torch.Tensor, encoding: Encoding) -> None:
         import torch
 
         with torch.cuda.stream(self._stream):
-            if source.dtype != target.dtype:
-                source = source.to(target.device, non_blocking=True)
-            target.copy_(source, non_blocking=True)
+            if encoding.dtype != target.dtype:
+                content = content.to(target.device, non_blocking=True)
+            target.copy_(encoding.decode(content), non_blocking=True)
 
     def mark(self) -> Mark:
         event: Mark = self._stream.record_event()

@@ -99,9 +99,11 @@ class ModelManager:
     def _build(self, checkpoint: Checkpoint, device: str, options: EngineOptions, report: LoadReport) -> Any:
         """The model that a ``Batch`` drives."""
         options.prepare_process()
-        if has_manifest(checkpoint.path):
+        for folder, is_used in checkpoint.folders.items():
+            if not has_manifest(folder):
+                continue
             with report.phase("verify"):
-                verify(checkpoint.path, lambda name: report.looking_at(name.rpartition("/")[0] or None))
+                verify(folder, lambda name: report.looking_at(name.rpartition("/")[0] or None), is_used)
                 report.looking_at(None)
         read_ahead(checkpoint)  # while the libraries are imported
         with report.phase("import"):

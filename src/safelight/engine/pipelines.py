@@ -6,20 +6,17 @@ import functools
 import gc
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safelight.checkpoint import Checkpoint
 from safelight.engine.components import load_components
 from safelight.engine.load_report import LoadReport
-from safelight.engine.sources import Source
 from safelight.errors import DeviceUnavailable, NotEnoughMemory
-from safelight.params import GenerationParams
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FILE_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _MEMORY_MARGIN = 1.1
 
 
@@ -48,10 +45,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 def check_memory(checkpoint: Checkpoint, device: str, dtype: str) -> None:
     """Raises ``DeviceUnavailable``, or ``NotEnoughMemory`` with the figures, before anything is read."""
-    need_bytes = sum(
-        component.weight_bytes * _DTYPE_BYTES[dtype] // _FILE_DTYPE_BYTES.get(component.dtype or "F32", 4)
-        for component in checkpoint.components
-    )
+    need_bytes = sum(component.weight_count for component in checkpoint.components) * _DTYPE_BYTES[dtype]
     free_bytes = _free_bytes(device)
     if need_bytes * _MEMORY_MARGIN > free_bytes:
         raise NotEnoughMemory(
@@ -82,21 +76,3 @@ def build_pipeline(checkpoint: Checkpoint, device: str, dtype: str, report: Load
     pipeline = FluxPipeline(**load_components(checkpoint, torch.device(device), getattr(torch, dtype), report))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def for_source(
-    pipeline: FluxPipeline, params: GenerationParams, source: Source, seed: int
-) -> tuple[Any, dict[str, Any]]:
-    """The pipeline that changes a picture, over the same weights, and the arguments that only it takes."""
-    import torch
-    from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
-
-    made_by = FluxImg2ImgPipeline if source.mask is None else FluxInpaintPipeline
-    changing = made_by(**pipeline.components)
-    changing.set_progress_bar_config(disable=True)
-    arguments = {
-        "image": source.image,
-        "strength": params.strength,
-        "generator": torch.Generator("cpu").manual_seed(seed),
-    }
-    return changing, arguments if source.mask is None else arguments | {"mask_image": source.mask}

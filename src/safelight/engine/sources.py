@@ -1,4 +1,4 @@
-"""The picture that a job begins with, and the mask of what may change; both in the size of the answer."""
+"""The picture that a job changes, and the mask of what may change, which has its size."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ class Source:
 
     image: Image.Image
     mask: Image.Image | None
+
+    @classmethod
+    def to_fill(cls, width: int, height: int) -> Source:
+        """Nothing that stays: with it a model that fills draws from the prompt alone, as in its warm-up."""
+        size = width, height
+        return cls(Image.new("RGB", size, "gray"), Image.new("L", size, "white"))
 
     def keep_outside_mask(self, drawn: Image.Image) -> Image.Image:
         """``drawn`` where the mask is white, the source elsewhere: to the pixel, as no VAE returns it."""

@@ -23,9 +23,10 @@ from safelight.engine.model_manager import ModelManager
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import preview_steps
 from safelight.engine.sources import Source
-from safelight.params import GenerationParams
+from safelight.params import SIZE_MULTIPLE, GenerationParams
 
 _FAILING_PROMPT = "out of memory"
+_LIKE_REFERENCE = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +66,7 @@ class StubModel:
         self.steps: list[list[StubDrawing]] = []
 
     def tokens(self, params: GenerationParams) -> int:
-        return (params.width // 16) * (params.height // 16) + params.max_sequence_length
+        return round(params.megapixels * 1e6 / SIZE_MULTIPLE**2) + params.max_sequence_length
 
     def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
         return [], len(params.prompt.split())
@@ -119,6 +120,8 @@ def _picture(params: GenerationParams, seed: int, source: Source | None) -> Imag
     if source is None:
         return drawn
     assert params.source is not None
+    if params.reference_size is not None:
+        return Image.blend(source.image.resize(drawn.size), drawn, _LIKE_REFERENCE)
     return Image.blend(source.image, drawn, params.source.strength)
 
 

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from safelight.engine.encodings import Encoding
 from safelight.engine.links import CudaLink, HostLink, Link, Mark
 from safelight.errors import CheckpointInvalid
 
@@ -31,7 +32,7 @@ _MAX_THREADS = {"cuda": 8, "cpu": 4}
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of a file from ``offset`` on, all of one dtype.
+    """A stretch of a file from ``offset`` on, all of one encoding.
 
     ``targets`` are one-dimensional tensors that take it up one after the other, in a dtype of their own.
     """
@@ -39,12 +40,16 @@ class Chunk:
     component: str
     path: Path
     offset: int
-    dtype: torch.dtype
+    encoding: Encoding
     targets: list[torch.Tensor]
 
     @property
     def file_bytes(self) -> int:
-        return sum(target.numel() for target in self.targets) * self.dtype.itemsize
+        return sum(self.bytes_of(target) for target in self.targets)
+
+    def bytes_of(self, target: torch.Tensor) -> int:
+        """Of the file, those that make one of the targets."""
+        return target.numel() // self.encoding.block_values * self.encoding.block_bytes
 
 
 class _Lane:
@@ -64,8 +69,8 @@ class _Lane:
         _read(chunk, content.numpy().data)
         begin = 0
         for target in chunk.targets:
-            end = begin + target.numel() * chunk.dtype.itemsize
-            self._link.copy(target, content[begin:end].view(chunk.dtype))
+            end = begin + chunk.bytes_of(target)
+            self._link.copy(target, content[begin:end], chunk.encoding)
             begin = end
         self._under_way.append((self._link.mark(), buffer, chunk))
 

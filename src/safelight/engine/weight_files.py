@@ -1,4 +1,4 @@
-"""The files that hold a checkpoint's weights, and reading them into the kernel's cache before they are needed."""
+"""In which order a checkpoint's weights are read, and reading them into the kernel's cache before they are needed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-import msgspec
 import psutil
 
 from safelight.checkpoint import Checkpoint, Component
 
-_NAMES = {"transformers": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
 _THREADS = 4
 _SLICE_BYTES = 64 * 2**20
 _MEMORY_SHARE = 0.5
-
-
-def weight_files(checkpoint: Checkpoint, component: Component) -> list[Path]:
-    """The safetensors files of one component, by name; none if it has no weights."""
-    if not component.weight_bytes:
-        return []
-    folder = checkpoint.path / component.name
-    name = _NAMES[component.library]
-    index = folder / f"{name}.index.json"
-    if not index.exists():
-        return [folder / name]
-    weight_map: dict[str, str] = msgspec.json.decode(index.read_bytes())["weight_map"]
-    return sorted({folder / shard for shard in weight_map.values()})
 
 
 def in_loading_order(checkpoint: Checkpoint) -> list[Component]:
@@ -58,7 +43,7 @@ def read_ahead(checkpoint: Checkpoint) -> None:
 
 def _all_files(checkpoint: Checkpoint) -> Iterator[Path]:
     for component in in_loading_order(checkpoint):
-        yield from weight_files(checkpoint, component)
+        yield from component.files
 
 
 def _read(files: SimpleQueue[Path]) -> None:

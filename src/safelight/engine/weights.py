@@ -4,57 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safelight.checkpoint.stored_tensor import StoredTensor
+from safelight.engine.encodings import Encoding, encoding_of
 from safelight.engine.transfer import CHUNK_BYTES, Chunk
 from safelight.errors import CheckpointInvalid
-from safelight.safetensors_header import read_header
 
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-}
 _OLD_PREFIX = "text_model."
 _ALLOCATION_BYTES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a file holds one tensor: its bytes begin at ``offset``."""
-
-    path: Path
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """All tensors of some files by name, in the order of their bytes. Raises ``CheckpointInvalid``.
-
-    Those of other dtypes, or whose header contradicts itself, are left out: what needs them will not match.
-    """
-    import torch
-
-    found = {}
-    for path in files:
-        header = read_header(path)
-        for name, entry in sorted(header.entries.items(), key=lambda item: item[1].data_offsets):
-            begin, end = entry.data_offsets
-            dtype = getattr(torch, _DTYPES.get(entry.dtype, ""), None)
-            if dtype and math.prod(entry.shape) * dtype.itemsize == end - begin:
-                found[name] = StoredTensor(path, header.data_start + begin, dtype, entry.shape)
-    return found
 
 
 def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str, StoredTensor]]) -> None:
@@ -63,14 +26,25 @@ def reserve(device: torch.device, dtype: torch.dtype, stored: Iterable[dict[str,
 
     if device.type != "cuda":
         return
-    counts = (math.prod(tensor.shape) for tensors in stored for tensor in tensors.values())
+    counts = (tensor.count for tensors in stored for tensor in tensors.values())
     size_bytes = sum(math.ceil(count * dtype.itemsize / _ALLOCATION_BYTES) * _ALLOCATION_BYTES for count in counts)
     with contextlib.suppress(torch.OutOfMemoryError):  # then it is asked for piece by piece
         torch.empty(size_bytes, dtype=torch.uint8, device=device)
 
 
-def make_empty(made_by: Any, folder: Path) -> torch.nn.Module:
-    """The module as its class makes it from ``config.json``: parameters without memory, buffers with their values."""
+def free_what_decoding_took(device: torch.device) -> None:
+    """Each stream has memory of its own, which no other uses again."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def make_empty(made_by: Any, folder: Path, config: Mapping[str, Any] | None = None) -> torch.nn.Module:
+    """The module as its class makes it from its config: parameters without memory, buffers with their values.
+
+    ``config`` is given where it is not what ``config.json`` in ``folder`` says.
+    """
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from transformers.initialization import no_init_weights
@@ -80,7 +54,7 @@ def make_empty(made_by: Any, folder: Path) -> torch.nn.Module:
         if issubclass(made_by, PreTrainedModel):
             module = made_by(made_by.config_class.from_pretrained(folder, local_files_only=True))
         else:
-            module = made_by.from_config(made_by.load_config(folder, local_files_only=True))
+            module = made_by.from_config(config or made_by.load_config(folder, local_files_only=True))
     if isinstance(module, PreTrainedModel):
         module.tie_weights()  # a parameter without memory was made anew for each of its names
     return module.eval().requires_grad_(False)
@@ -97,6 +71,17 @@ def match(module: torch.nn.Module, stored: dict[str, StoredTensor]) -> dict[str,
         and all(expected[name].shape == tensor.shape for name, tensor in renamed.items())
     )
     return renamed if is_exact else None
+
+
+def difference(module: torch.nn.Module, stored: dict[str, StoredTensor]) -> str:
+    """The first thing, in words, for which the two do not ``match``."""
+    expected = module.state_dict(keep_vars=True)
+    for name, tensor in stored.items():
+        if name not in expected:
+            return f"it has {tensor.name}, which is too much"
+        if (shape := tuple(expected[name].shape)) != tensor.shape:
+            return f"{tensor.name} gives {name} the shape {list(tensor.shape)}, not {list(shape)}"
+    return f"it lacks {next((name for name in expected if name not in stored), 'nothing')}"
 
 
 def _name_in(expected: dict[str, Any], name: str) -> str:
@@ -116,7 +101,8 @@ def allocate(
     expected = module.state_dict(keep_vars=True)
     made: dict[int, torch.Tensor] = {}
     for name, tensor in stored.items():
-        kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
+        stored_as = encoding_of(tensor).dtype
+        kind = dtype if stored_as.is_floating_point else stored_as
         place = torch.empty(tensor.shape, dtype=kind, device=device)
         is_parameter = isinstance(expected[name], torch.nn.Parameter)
         made[id(expected[name])] = torch.nn.Parameter(place, requires_grad=False) if is_parameter else place
@@ -132,23 +118,23 @@ def allocate(
     return {name: places[name] for name in stored}
 
 
-def check_values(module: torch.nn.Module, folder: Path, stored: dict[str, StoredTensor]) -> None:
+def check_values(module: torch.nn.Module, source: Path, stored: dict[str, StoredTensor]) -> None:
     """Raises ``CheckpointInvalid`` for weights that nothing filled, or that are no numbers: they would draw noise.
 
-    It names the file where ``stored`` has the tensor, else the folder.
+    It names the file where ``stored`` has the tensor, else ``source``.
     """
     import torch
 
     filled = {name: tensor for name, tensor in module.state_dict().items() if tensor.numel()}
     if empty := [name for name, tensor in filled.items() if tensor.is_meta]:
-        raise CheckpointInvalid(f"{folder} has no values for {len(empty)} weights, the first is {empty[0]}")
+        raise CheckpointInvalid(f"{source} has no values for {len(empty)} weights, the first is {empty[0]}")
     floating = {name: tensor for name, tensor in filled.items() if tensor.is_floating_point()}
     # NaN and infinity show in the least and the largest; asked for all at once, since each answer waits for the device.
     extremes = [torch.stack(torch.aminmax(tensor)).float() for tensor in floating.values()]
     is_finite = torch.stack(extremes).isfinite().all(dim=1).tolist() if extremes else []
     if wrong := [name for name, is_right in zip(floating, is_finite, strict=True) if not is_right]:
-        place = stored[wrong[0]].path if wrong[0] in stored else folder
-        raise CheckpointInvalid(f"{place} has NaN or infinity in {len(wrong)} weights, the first is {wrong[0]}")
+        place, name = (stored[wrong[0]].path, stored[wrong[0]].name) if wrong[0] in stored else (source, wrong[0])
+        raise CheckpointInvalid(f"{place} has NaN or infinity in {len(wrong)} weights, the first is {name}")
 
 
 def chunks(component: str, stored: dict[str, StoredTensor], places: dict[str, torch.Tensor]) -> Iterator[Chunk]:
@@ -167,16 +153,26 @@ def chunks(component: str, stored: dict[str, StoredTensor], places: dict[str, to
 
 
 def _parts(component: str, stored: dict[str, StoredTensor], places: dict[str, torch.Tensor]) -> Iterator[Chunk]:
-    """Each tensor by itself, the large ones cut."""
+    """Each piece of a tensor by itself, the large ones cut."""
     import torch
 
     for name, tensor in stored.items():
-        offset = tensor.offset
-        for target in torch.split(places[name].data.view(-1), CHUNK_BYTES // tensor.dtype.itemsize):
-            yield Chunk(component, tensor.path, offset, tensor.dtype, [target])
-            offset += target.numel() * tensor.dtype.itemsize
+        encoding = encoding_of(tensor)
+        pieces = torch.chunk(places[name].data.view(-1), len(tensor.offsets))
+        for begin, piece in zip(tensor.offsets, pieces, strict=True):
+            offset = begin
+            for target in torch.split(piece, _values_at_once(encoding)):
+                chunk = Chunk(component, tensor.path, offset, encoding, [target])
+                offset += chunk.file_bytes
+                yield chunk
+
+
+def _values_at_once(encoding: Encoding) -> int:
+    """So few that neither their bytes nor what they are decoded to is more than a buffer."""
+    blocks = CHUNK_BYTES // max(encoding.block_bytes, encoding.block_values * encoding.dtype.itemsize)
+    return blocks * encoding.block_values
 
 
 def _follows(chunk: Chunk, part: Chunk) -> bool:
     is_next = (part.path, part.offset) == (chunk.path, chunk.offset + chunk.file_bytes)
-    return is_next and part.dtype == chunk.dtype and chunk.file_bytes + part.file_bytes <= CHUNK_BYTES
+    return is_next and part.encoding == chunk.encoding and chunk.file_bytes + part.file_bytes <= CHUNK_BYTES

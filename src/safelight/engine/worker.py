@@ -130,7 +130,7 @@ class Worker:
 
     async def _load_model(self, load: Load) -> None:
         try:
-            checkpoint = await asyncio.to_thread(open_checkpoint, load.model, Path(load.models_dir))
+            checkpoint = await asyncio.to_thread(open_checkpoint, load.model, Path(load.models_dir), load.base_model)
             if self._credentials is not None:
                 self._provenance = await asyncio.to_thread(Provenance, *self._credentials, checkpoint.card.id)
             self._manager.on_warm = lambda *use: self._send_from_thread(Warm(*use))

@@ -10,6 +10,8 @@ import msgspec
 from safelight.errors import CheckpointInvalid
 
 MANIFEST_NAME = "safelight-manifest.json"
+INDEX_NAME = "model_index.json"
+"""What a whole checkpoint has, and a snapshot of single files has not."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -18,9 +18,9 @@ import msgspec
 from safelight.hub.client import HubClient, HubFile, Listing
 from safelight.hub.download import Downloaded, download
 from safelight.hub.errors import DiskFull, ModelsDirectoryUnusable
-from safelight.hub.manifest import Manifest, is_commit, write_manifest
+from safelight.hub.manifest import INDEX_NAME, Manifest, is_commit, write_manifest
 from safelight.hub.model_name import ModelName
-from safelight.hub.selection import INDEX_NAME, needed_files
+from safelight.hub.selection import needed_files
 from safelight.hub.snapshots import Snapshots
 from safelight.hub.verification import damaged
 
@@ -64,7 +64,7 @@ class Pull:
     ) -> None:
         self._client = client
         self._model = model
-        self._folders = folders
+        self._folders = frozenset(folders)
         self._check_index = check_index
         self._progress = progress
         self._snapshots = Snapshots(models_dir, model.repository)
@@ -73,6 +73,8 @@ class Pull:
         """Raises a leaf of ``PullError``, or what ``check_index`` raises; what was downloaded is kept for the next."""
         # A commit never changes: if it is here and whole, nobody needs to be asked.
         pinned = self._whole(self._revision) if is_commit(self._revision) else None
+        if pinned is not None and not self._is_all_in(pinned):
+            pinned = None
         work = partial(self._again, pinned) if pinned else partial(self._pull, self._client.listing(self._model))
         with _as_ours(self._snapshots.folder), self._snapshots.locked():
             return work()
@@ -82,6 +84,12 @@ class Pull:
         if manifest is None or damaged(self._snapshots.folder / commit, manifest):
             return None
         return manifest
+
+    def _is_all_in(self, manifest: Manifest) -> bool:
+        """Whether what is asked for was pulled, as far as can be told without the hub."""
+        if self._model.file is not None:
+            return self._model.file in manifest.files
+        return self._folders <= {name.rpartition("/")[0] for name in manifest.files}
 
     def _again(self, known: Manifest) -> Pulled:
         """Pulled once more: from now on it is the one that the model's name means."""
@@ -101,7 +109,7 @@ class Pull:
         self._check_space(sum(file.size_bytes - partial_bytes[file.name] for file in missing))
         there_bytes = partial_bytes | {name: record.size_bytes for name, (_, record) in have.items()}
         self._progress.planned({file.name: file.size_bytes for file in files}, there_bytes)
-        made = have | self._download(listing.commit, missing)
+        made = self._kept(listing.commit) | have | self._download(listing.commit, missing)
         manifest = Manifest(
             repository=self._model.repository,
             commit=listing.commit,
@@ -129,6 +137,19 @@ class Pull:
                 if name in whole:
                     found[file.name] = folder / name, whole[name]
         return found
+
+    def _kept(self, commit: str) -> dict[str, Downloaded]:
+        """What was pulled of this commit by other names: the whole beside its single files, and these one by one."""
+        manifest = self._snapshots.manifest(commit)
+        if manifest is None:
+            return {}
+        folder = self._snapshots.folder / commit
+        broken = damaged(folder, manifest)
+        return {
+            name: (folder / name, record)
+            for name, record in manifest.files.items()
+            if name not in broken and (self._model.file or name.rpartition("/")[0] not in self._folders)
+        }
 
     def _check_space(self, need_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._snapshots.folder).free

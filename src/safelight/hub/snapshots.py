@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safelight.errors import CheckpointInvalid
 from safelight.hub.errors import PullInProgress
-from safelight.hub.manifest import MANIFEST_NAME, Manifest, is_commit, read_manifest, write_manifest
+from safelight.hub.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, is_commit, read_manifest, write_manifest
 from safelight.hub.model_name import ModelName
 from safelight.hub.verification import verdict_of, write_verdicts
 
@@ -23,13 +23,17 @@ _SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 def find_snapshot(models_dir: Path, model: ModelName) -> Path | None:
-    """The snapshot that was pulled last, of those of that revision if one is named; ``None`` if there is none."""
+    """The snapshot that was pulled last, of those of that revision if one is named, or its one file that is meant.
+
+    ``None`` if there is none.
+    """
+    needed = model.file or INDEX_NAME
     found = [
         (manifest.pulled_at, folder)
         for folder, manifest in Snapshots(models_dir, model.repository)
-        if model.revision is None or _is_of(manifest, model.revision)
+        if needed in manifest.files and (model.revision is None or _is_of(manifest, model.revision))
     ]
-    return max(found)[1] if found else None
+    return max(found)[1] / (model.file or "") if found else None
 
 
 def _is_of(manifest: Manifest, revision: str) -> bool:

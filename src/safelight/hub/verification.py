@@ -28,8 +28,11 @@ Verdict = tuple[int, int, int]
 """Inode, time of the last change in nanoseconds, size in bytes."""
 
 
-def verify(folder: Path, on_file: Callable[[str], None] = lambda _: None) -> None:
-    """Does nothing without a manifest. ``on_file`` is called with each file whose turn it is, and may raise.
+def verify(
+    folder: Path, on_file: Callable[[str], None] = lambda _: None, is_used: Callable[[str], bool] = lambda _: True
+) -> None:
+    """Does nothing without a manifest. ``on_file`` is called with each file whose turn it is, and may raise; those that
+    are not used are not looked at.
 
     Raises ``CheckpointInvalid``, naming the first file that is not as the manifest says, or that it does not know.
     """
@@ -37,10 +40,10 @@ def verify(folder: Path, on_file: Callable[[str], None] = lambda _: None) -> Non
     if manifest is None:
         return
     with _one_at_a_time(folder / MANIFEST_NAME):
-        wrong = damaged(folder, manifest, on_file)
+        wrong = damaged(folder, manifest, on_file, is_used)
     for sentence in wrong.values():
         raise CheckpointInvalid(f"{sentence}: `safelight pull {manifest.repository}@{manifest.commit}` repairs it")
-    for name in _unlisted(folder, manifest):
+    for name in filter(is_used, _unlisted(folder, manifest)):
         raise CheckpointInvalid(f"{folder / name} is not in the model's manifest: remove it")
 
 
@@ -53,14 +56,21 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def damaged(folder: Path, manifest: Manifest, on_file: Callable[[str], None] = lambda _: None) -> dict[str, str]:
+def damaged(
+    folder: Path,
+    manifest: Manifest,
+    on_file: Callable[[str], None] = lambda _: None,
+    is_used: Callable[[str], bool] = lambda _: True,
+) -> dict[str, str]:
     """What is wrong with each file that is not as the manifest says, by name; empty if all is well."""
-    known, verdicts = _read_verdicts(folder), {}
+    known = _read_verdicts(folder)
+    verdicts = {name: verdict for name, verdict in known.items() if name in manifest.files and not is_used(name)}
     wrong: dict[str, str] = {}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as threads:
         checks = {
             name: threads.submit(_check, folder / name, record, known.get(name))
             for name, record in manifest.files.items()
+            if is_used(name)
         }
         try:
             for name, check in checks.items():

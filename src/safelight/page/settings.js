@@ -52,7 +52,7 @@ export function settingsOf(job, current) {
     isSeedLocked: true,
     count: params.num_images,
     format: params.output_format,
-    strength: params.source?.strength ?? current.strength,
+    strength: params.source && !params.source.reference_size ? params.source.strength : current.strength,
   };
 }
 

@@ -17,7 +17,7 @@ export function asCurl(job, hasKey, hasModels) {
   if (params.source) {
     lines.push("-F image=@picture.png");
     if (params.source.mask_file) lines.push("-F mask=@mask.png");
-    const fields = Object.entries({ ...body, strength: params.source.strength });
+    const fields = Object.entries({ ...body, ...strength(params.source) });
     lines.push(...fields.map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`));
   } else {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
@@ -35,7 +35,7 @@ export function asCurl(job, hasKey, hasModels) {
 export function asPython(job, model, hasKey) {
   const { params } = job;
   const { prompt, n, size, output_format: format, ...extra } = members(params);
-  if (params.source) extra.strength = params.source.strength;
+  Object.assign(extra, strength(params.source));
   const files = params.source ? ['    image=open("picture.png", "rb"),'] : [];
   if (params.source?.mask_file) files.push('    mask=open("mask.png", "rb"),');
   return [
@@ -84,6 +84,9 @@ function members(params) {
     ...(params.negative_prompt ? { negative_prompt: params.negative_prompt, true_cfg_scale: params.true_cfg_scale } : {}),
   };
 }
+
+/** Of a picture that drawing begins with; a reference has none. */
+const strength = (source) => (source && !source.reference_size ? { strength: source.strength } : {});
 
 const extension = (format) => (format === "jpeg" ? "jpg" : format);
 

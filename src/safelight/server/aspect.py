@@ -6,6 +6,9 @@ from safelight.model_card import ModelCard
 
 MEGAPIXEL = 1024 * 1024
 
+RATIO = "[1-9][0-9]?:[1-9][0-9]?"
+"""As a pattern."""
+
 
 def sized(
     card: ModelCard, width: int | None, height: int | None, ratio: str | None, area: float | None = None
@@ -20,3 +23,12 @@ def sized(
         round(wanted_width / card.size_multiple) * card.size_multiple if width is None else width,
         round(wanted_height / card.size_multiple) * card.size_multiple if height is None else height,
     )
+
+
+def asked_size(
+    card: ModelCard, width: int | None, height: int | None, ratio: str | None, area: float | None = None
+) -> tuple[int, int] | None:
+    """As ``sized``; ``None`` if nothing was asked, where a picture that is changed has a shape already."""
+    if all(asked is None for asked in (width, height, ratio, area)):
+        return None
+    return sized(card, width, height, ratio, area)

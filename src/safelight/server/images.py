@@ -99,12 +99,12 @@ async def draw(
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
     job = await submit(front, request, model, "images", params, key, upload=upload)
     if body.stream:
-        return image_stream(front, job, kind, functools.partial(_usage, card.size_multiple))
+        return image_stream(front, job, kind, functools.partial(_usage, card))
     await follow(request, front.dispatcher, job, on_disconnect)
     job.raise_unless_succeeded()
     if wants_image:
         return await picture_response(front, job, 0)
-    return await _answer(front, request, body, job, card.size_multiple)
+    return await _answer(front, request, body, job, card)
 
 
 def _wants_image(request: Request, params: GenerationParams) -> bool:
@@ -140,14 +140,14 @@ def _headers(job: Job) -> dict[str, str]:
     return {"x-seed": str(job.params.seed), "x-job-id": job.id}
 
 
-async def _answer(front: Front, request: Request, body: ImagesRequest, job: Job, size_multiple: int) -> Response:
+async def _answer(front: Front, request: Request, body: ImagesRequest, job: Job, card: ModelCard) -> Response:
     result, params = job.result, job.params
     rest = {
         "created": int(job.finished_s or time.time()),
         "background": "opaque",
         "output_format": params.output_format.value,
         "size": f"{params.width}x{params.height}",
-        "usage": _usage(size_multiple, job),
+        "usage": _usage(card, job),
         "warnings": result.warnings + _ignored(body),
         "params": params,
     }
@@ -178,16 +178,17 @@ def _images(front: Front, result: JobResult) -> list[Part]:
     return parts
 
 
-def _usage(size_multiple: int, job: Job) -> dict[str, Any]:
-    """Tokens of the T5 encoder, and of the latents as the transformer sees them."""
+def _usage(card: ModelCard, job: Job) -> dict[str, Any]:
+    """Tokens of the T5 encoder, and of pictures as the transformer sees them: a reference, and what was drawn."""
     params, text_tokens = job.params, job.result.text_tokens
-    image_tokens = params.num_images * (params.width // size_multiple) * (params.height // size_multiple)
+    reference_tokens = card.picture_tokens(params.reference_size)
+    drawn_tokens = params.num_images * card.picture_tokens((params.width, params.height))
     return {
-        "total_tokens": text_tokens + image_tokens,
-        "input_tokens": text_tokens,
-        "output_tokens": image_tokens,
-        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": 0},
-        "output_tokens_details": {"text_tokens": 0, "image_tokens": image_tokens},
+        "total_tokens": text_tokens + reference_tokens + drawn_tokens,
+        "input_tokens": text_tokens + reference_tokens,
+        "output_tokens": drawn_tokens,
+        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": reference_tokens},
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn_tokens},
     }
 
 

@@ -97,6 +97,7 @@ def _abilities(card: ModelCard) -> dict[str, Any]:
         "default_num_inference_steps": card.default_num_inference_steps,
         "max_num_inference_steps": card.max_num_inference_steps,
         "default_guidance_scale": card.default_guidance_scale,
+        "max_guidance_scale": card.max_guidance_scale,
         "max_sequence_length": card.max_sequence_length,
         "examples": card.examples,
         "vocabulary": None if card.vocabulary is None else msgspec.to_builtins(card.vocabulary),

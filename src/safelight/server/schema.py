@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 
 _EXAMPLES = ["a large red circle on a blue background"]
 _TEXT = "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"
-_LEAST_GUIDANCE, _MOST_GUIDANCE = 0, 30
+_LEAST_GUIDANCE, _MOST_TRUE_CFG = 0, 30
 
 
 def install(app: FastAPI, front: Front) -> None:
@@ -141,7 +141,7 @@ def _limits(card: ModelCard) -> dict[str, Schema]:
     side = "|".join(map(str, sides))
     pixels = {"minimum": card.min_size, "maximum": card.max_size, "multipleOf": card.size_multiple}
     steps = {"minimum": 1, "maximum": card.max_num_inference_steps}
-    guidance = {"minimum": _LEAST_GUIDANCE, "maximum": _MOST_GUIDANCE}
+    guidance = {"minimum": _LEAST_GUIDANCE, "maximum": card.max_guidance_scale}
     text = {"minLength": 1, "maxLength": MAX_PROMPT_CHARS, "pattern": _TEXT, "examples": _EXAMPLES}
     return {
         "prompt": text,
@@ -156,7 +156,7 @@ def _limits(card: ModelCard) -> dict[str, Schema]:
         "guidance_scale": guidance,
         "guidance": guidance,
         "distilled_cfg_scale": guidance,
-        "true_cfg_scale": {"minimum": 1, "maximum": _MOST_GUIDANCE},
+        "true_cfg_scale": {"minimum": 1, "maximum": _MOST_TRUE_CFG},
         "max_sequence_length": {"minimum": 1, "maximum": card.max_sequence_length},
     }
 
@@ -191,13 +191,17 @@ _TAKEN_AS_IT_COMES = {("InferenceParameters", "prompt")} | {
     (title, name) for title in ("TextToImage", "ImageToImage") for name in ("width", "height", "steps", "seed")
 }
 _SAID = {"type": "string", "minLength": 1}
+_NO_IMAGE: dict[str, Schema] = {"image": {"type": "null"}, "input_image": {"type": "null"}}
 _EXCLUDED: tuple[dict[str, Schema], ...] = (
     {"true_cfg_scale": {"type": "number", "maximum": 1}, "negative_prompt": _SAID},
     {"partial_images": {"type": "integer", "minimum": 1}, "stream": {"enum": [False, None]}},
     {"num_inference_steps": {"type": "integer"}, "steps": {"type": "integer"}},
     {"guidance_scale": {"type": "number"}, "guidance": {"type": "number"}},
-    {"mask": {"type": "string"}, "image": {"type": "null"}},
-    {"prompt_strength": {"type": "number"}, "image": {"type": "null"}},
+    {"image": {"type": "string"}, "input_image": {"type": "string"}},
+    {"image": {"type": "string"}, "image_prompt": {"type": "string"}},
+    {"input_image": {"type": "string"}, "image_prompt": {"type": "string"}},
+    {"mask": {"type": "string"}, **_NO_IMAGE},
+    {"prompt_strength": {"type": "number"}, **_NO_IMAGE},
 )
 """Members that contradict each other, the first one being there; one that is absent counts as null."""
 

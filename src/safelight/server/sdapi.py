@@ -81,6 +81,7 @@ def routes(front: Front) -> APIRouter:
             body.denoising_strength,
             _size(body, card) if body.width or body.height else None,
             mask_is_inverted=bool(body.inpainting_mask_invert),
+            strength_name="denoising_strength",
         )
         return await _draw(front, request, model, body, upload)
 

@@ -30,7 +30,7 @@ class ServedModel:
     async def refresh(self) -> None:
         """Reads the files again, in a thread. Raises ``LoadError`` if they are not a whole checkpoint."""
         try:
-            self._checkpoint = await asyncio.to_thread(open_checkpoint, self.config.model, self.config.pulled_models)
+            self._checkpoint = await asyncio.to_thread(_open, self.config)
             self._error = None
         except LoadError as error:
             self._checkpoint, self._error = None, error
@@ -92,14 +92,12 @@ class ServedModel:
         """Bytes of the weights in the number format that they have on a device of this name."""
         if self._checkpoint is None:
             return 0
-        item_bytes = _item_bytes(self.config, device)
-        return sum(
-            part.weight_bytes * item_bytes // _FILE_ITEM_BYTES.get(part.dtype or "F32", 4)
-            for part in self._checkpoint.components
-        )
+        weight_count = sum(part.weight_count for part in self._checkpoint.components)
+        return weight_count * _item_bytes(self.config, device)
 
 
-_FILE_ITEM_BYTES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+def _open(config: Config) -> Checkpoint:
+    return open_checkpoint(config.model, config.pulled_models, config.base_model)
 
 
 def _item_bytes(config: Config, device: str) -> int:

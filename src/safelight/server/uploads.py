@@ -47,16 +47,24 @@ async def read_upload(
     size: tuple[int, int] | None,
     *,
     mask_is_inverted: bool = False,
+    strength_name: str = "strength",
 ) -> Upload:
     """``size`` is that of the answer; without one it is the image's own, as near as the model can draw it.
 
     What may change is where the mask is transparent or, if it is opaque, white; without a mask where the image itself
-    is transparent. Raises ``InvalidValue`` or ``UnsupportedValue`` that names the part.
+    is transparent. ``strength_name`` is what the API calls it. Raises ``InvalidValue`` or ``UnsupportedValue`` that
+    names the part, for what the model does not take before anything is read.
     """
+    check_upload(card, mask, strength, strength_name)
     for param, data in (("image", image), ("mask", mask)):
         if data is not None and not is_picture(data):
             raise InvalidValue(f"{param} is not a PNG, JPEG or WebP picture", param=param)
     return await _on_thread(_read, card, image, mask, strength, size, mask_is_inverted)
+
+
+def check_upload(card: ModelCard, mask: object, strength: float | None, strength_name: str) -> None:
+    """Raises ``UnsupportedValue`` for what this model does with no picture whatsoever."""
+    card.check_picture(has_mask=mask is not None, strength_name=None if strength is None else strength_name)
 
 
 async def _on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -84,11 +92,15 @@ async def read_base64_upload(
     size: tuple[int, int] | None,
     *,
     mask_is_inverted: bool = False,
+    strength_name: str = "strength",
 ) -> Upload:
     """As ``read_upload``, for pictures inside JSON."""
+    check_upload(card, mask, strength, strength_name)
     data = await _on_thread(decode_base64, image, "image")
     mask_data = None if mask is None else await _on_thread(decode_base64, mask, "mask")
-    return await read_upload(card, data, mask_data, strength, size, mask_is_inverted=mask_is_inverted)
+    return await read_upload(
+        card, data, mask_data, strength, size, mask_is_inverted=mask_is_inverted, strength_name=strength_name
+    )
 
 
 def decode_base64(text: str, param: str) -> bytes:

@@ -98,6 +98,6 @@ class WorkerJobs:
 
 
 def _may_share(jobs: list[Job], card: ModelCard, batch_tokens: int) -> bool:
-    shape = jobs[-1].params.shape
+    params = jobs[-1].params
     rows = sum(job.params.rows for job in jobs)
-    return all(job.params.shape == shape for job in jobs) and rows * card.tokens(*shape) <= batch_tokens
+    return all(job.params.shape == params.shape for job in jobs) and rows * card.tokens(params) <= batch_tokens

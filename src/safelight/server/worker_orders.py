@@ -32,4 +32,5 @@ def load_message(config: Config, device: Device) -> Load:
         config.batch_limit,
         compile_cache(config.data_dir),
         str(config.pulled_models),
+        config.base_model,
     )

@@ -33,6 +33,9 @@ class Drawing:
     """``latents`` are packed, (1, picture tokens, channels). ``guides`` are the prompt, and with
     true CFG the negative one. ``step`` counts the steps that were launched; ``previews`` are those after which the
     picture is shown.
+
+    The transformer of FLUX.1-Fill sees further channels of the same tokens, ``filling``; that of FLUX.1-Kontext
+    further tokens, ``reference``.
     """
 
     params: GenerationParams
@@ -42,6 +45,8 @@ class Drawing:
     rope: Rope
     previews: frozenset[int]
     kept: Kept | None = None
+    filling: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
     step: int = 0
     velocities: list[tuple[float, torch.Tensor]] = field(default_factory=list)
     """The last ones that were computed, with their sigmas; for the step cache."""
@@ -50,6 +55,12 @@ class Drawing:
     def rows(self) -> int:
         """Of a transformer call that makes one step of it."""
         return len(self.guides)
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """What the transformer is given: (1, tokens of the picture and of the reference, channels)."""
+        seen = self.latents if self.filling is None else torch.cat([self.latents, self.filling], 2)
+        return seen if self.reference is None else torch.cat([seen, self.reference], 1)
 
     @property
     def is_complete(self) -> bool:
@@ -69,7 +80,8 @@ class Drawing:
         return int(self.scheduler.begin_index) + self.step
 
     def guided(self, velocities: torch.Tensor) -> torch.Tensor:
-        """One velocity of those of its rows: that of the prompt, or true CFG."""
+        """One velocity of those of its rows: that of the prompt, or true CFG; a reference does not move."""
+        velocities = velocities[:, : self.latents.shape[1]]
         if len(velocities) == 1:
             return velocities
         prompt, negative = velocities[:1], velocities[1:]

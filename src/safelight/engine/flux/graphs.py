@@ -36,13 +36,15 @@ class GraphedForward:
 
     The first call of a shape runs as it is, so no request waits for more than one recording, which takes about as long
     as a step. Shapes of more than ``max_tokens`` are never recorded. The least used recording makes room for a new one.
+    Pictures of as many tokens but another aspect, or with another reference, have other rotary tables: a recording is
+    for one shape and one of those.
     """
 
     def __init__(self, forward: Forward, max_tokens: int) -> None:
         self._forward = forward
         self._max_tokens = max_tokens
         self._seen: set[BatchShape] = set()
-        self._recordings: OrderedDict[BatchShape, _Recording] = OrderedDict()
+        self._recordings: OrderedDict[tuple[BatchShape, int], _Recording] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -50,22 +52,17 @@ class GraphedForward:
         if shape.all_tokens > self._max_tokens or shape not in self._seen:
             self._seen.add(shape)
             return self._forward(latents, text, modulation, rope)
-        recording = self._recordings.get(shape)
-        # Pictures of one number of tokens but another aspect have other rotary tables.
-        if recording is None or recording.rope is not rope:
-            recording = self._record(shape, latents, text, modulation, rope)
-        self._recordings.move_to_end(shape)
-        return recording.replay(latents, text, modulation)
+        key = shape, id(rope)  # which the recording keeps alive
+        if key not in self._recordings:
+            if len(self._recordings) >= _MAX_GRAPHS:
+                self._recordings.popitem(last=False)
+            self._recordings[key] = self._record(latents, text, modulation, rope)
+        self._recordings.move_to_end(key)
+        return self._recordings[key].replay(latents, text, modulation)
 
-    def _record(
-        self, shape: BatchShape, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope
-    ) -> _Recording:
-        self._recordings.pop(shape, None)
-        if len(self._recordings) >= _MAX_GRAPHS:
-            self._recordings.popitem(last=False)
+    def _record(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> _Recording:
         inputs = latents.clone(), text.clone(), modulation.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             velocity = self._forward(*inputs, rope)
-        recording = self._recordings[shape] = _Recording(graph, inputs, rope, velocity)
-        return recording
+        return _Recording(graph, inputs, rope, velocity)

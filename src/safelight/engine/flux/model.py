@@ -7,7 +7,6 @@ or preview came to is read from the host's memory after that.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from safelight.engine.flux.beginnings import begin_with_noise, begin_with_source
+from safelight.engine.flux.beginnings import begin, encode_reference
 from safelight.engine.flux.drawing import Drawing, Guide
-from safelight.engine.flux.operations import Operations, Rope
+from safelight.engine.flux.operations import Operations
+from safelight.engine.flux.places import Places
 from safelight.engine.flux.step_cache import StepCache
 from safelight.engine.flux.text import TextEncoder
 from safelight.engine.flux.transformer import LeanTransformer
@@ -30,7 +30,6 @@ from safelight.params import GenerationParams
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-_KEPT_ROPES = 32
 _GRAPH_TOKENS = 5000
 """Up to 1024x1024 alone, or eight of 256x256; beyond that launching is a small part of a step."""
 
@@ -51,12 +50,11 @@ class FluxModel:
             self._forward = _graphed(self._transformer)
         self._step_cache = StepCache(step_cache)
         self._colours = LatentColours.fit(pipeline.vae)
-        self._ropes: OrderedDict[tuple[int, int, int], Rope] = OrderedDict()
+        self._places = Places(self._transformer, pipeline.vae_scale_factor * 2)
 
     def tokens(self, params: GenerationParams) -> int:
         """Of one row of a transformer call."""
-        side = int(self._pipeline.vae_scale_factor) * 2
-        return (params.width // side) * (params.height // side) + params.max_sequence_length
+        return self._places.tokens(params)
 
     def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
         """Warnings about the prompt, and its tokens before anything is cut."""
@@ -69,16 +67,16 @@ class FluxModel:
         guides = [self._guide(params.prompt, params, scheduler)]
         if params.true_cfg_scale > 1:
             guides.append(self._guide(params.negative_prompt or "", params, scheduler))
-        rope = self._rope(params)
+        rope = self._places.rope(params)
         shown = preview_steps(params.steps_per_image, params.partial_images)
+        reference = encode_reference(self._pipeline, source) if source and params.reference_size else None
         drawings = []
         for seed in params.seeds:
             own = copy.deepcopy(scheduler)
-            if source is None:
-                latents, kept = begin_with_noise(self._pipeline, params, seed), None
-            else:
-                latents, kept = begin_with_source(self._pipeline, own, params, seed, source)
-            drawings.append(Drawing(params, latents, own, guides, rope, shown, kept))
+            start = begin(self._pipeline, own, params, seed, source)
+            drawings.append(
+                Drawing(params, start.latents, own, guides, rope, shown, start.kept, start.filling, reference)
+            )
         return drawings
 
     @torch.inference_mode()
@@ -129,7 +127,7 @@ class FluxModel:
         if computed:
             rows = [(drawing, guide) for drawing in computed for guide in drawing.guides]
             velocities = self._forward(
-                torch.cat([drawing.latents for drawing, _ in rows]),
+                torch.cat([drawing.seen for drawing, _ in rows]),
                 torch.stack([guide.text for _, guide in rows]),
                 torch.stack([guide.modulations[drawing.step] for drawing, guide in rows]),
                 drawings[0].rope,
@@ -161,7 +159,7 @@ class FluxModel:
         steps = params.num_inference_steps
         sigmas = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         shift = calculate_shift(
-            self.tokens(params) - params.max_sequence_length,
+            self._places.drawn_tokens(params),
             scheduler.config.get("base_image_seq_len", 256),
             scheduler.config.get("max_image_seq_len", 4096),
             scheduler.config.get("base_shift", 0.5),
@@ -177,16 +175,6 @@ class FluxModel:
         timesteps = scheduler.timesteps[scheduler.begin_index :]
         modulations = self._transformer.modulations(timesteps, params.guidance_scale, encoded.pooled)
         return Guide(self._transformer.project_text(encoded.embeds), modulations)
-
-    def _rope(self, params: GenerationParams) -> Rope:
-        side = self._pipeline.vae_scale_factor * 2
-        key = params.max_sequence_length, params.height // side, params.width // side
-        if key not in self._ropes:
-            if len(self._ropes) >= _KEPT_ROPES:
-                self._ropes.popitem(last=False)
-            self._ropes[key] = self._transformer.rope(*key)
-        self._ropes.move_to_end(key)
-        return self._ropes[key]
 
 
 def _operations(pipeline: FluxPipeline, *, float8: bool) -> Operations:

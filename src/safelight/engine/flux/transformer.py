@@ -70,20 +70,27 @@ class LeanTransformer:
         projected: torch.Tensor = self._model.context_embedder(prompt_embeds)
         return projected
 
-    def rope(self, text: int, height: int, width: int) -> Rope:
-        """Rotary tables for ``text`` tokens and a picture of ``height`` x ``width`` tokens."""
-        places = torch.zeros(text + height * width, 3, device=self.device)
-        places[text:, 1] = torch.arange(height, device=self.device).repeat_interleave(width)
-        places[text:, 2] = torch.arange(width, device=self.device).repeat(height)
+    def rope(self, text: int, picture: tuple[int, int], reference: tuple[int, int] | None = None) -> Rope:
+        """Rotary tables for ``text`` tokens, those of a picture (rows, columns) and of a reference behind it."""
+        places = [torch.zeros(text, 3, device=self.device), self._places(0, *picture)]
+        if reference is not None:
+            places.append(self._places(1, *reference))
         # diffusers has each number twice, for both channels of a pair.
-        cosines, sines = self._model.pos_embed(places)
+        cosines, sines = self._model.pos_embed(torch.cat(places))
         return cosines[:, ::2].contiguous(), sines[:, ::2].contiguous()
 
-    def __call__(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """The velocity of each sample, shaped as ``latents``.
+    def _places(self, number: int, height: int, width: int) -> torch.Tensor:
+        """(number of the picture, row, column) of each token."""
+        places = torch.full((height * width, 3), float(number), device=self.device)
+        places[:, 1] = torch.arange(height, device=self.device).repeat_interleave(width)
+        places[:, 2] = torch.arange(width, device=self.device).repeat(height)
+        return places
 
-        ``latents`` is (rows, picture tokens, channels), ``text`` (rows, text tokens, width), ``modulation`` (rows,
-        numbers): for each sample the row of its own step.
+    def __call__(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> torch.Tensor:
+        """The velocity of each sample: (rows, picture tokens, channels that are drawn).
+
+        ``latents`` is (rows, picture tokens, channels), a reference's tokens among them; ``text`` (rows, text tokens,
+        width), ``modulation`` (rows, numbers): for each sample the row of its own step.
         """
         shape = BatchShape(len(latents), text.shape[1], latents.shape[1])
         tokens = torch.cat([text.flatten(0, 1), self._model.x_embedder(latents.flatten(0, 1))])

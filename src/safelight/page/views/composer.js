@@ -4,6 +4,7 @@ import { ServerError } from "../api.js";
 import { html } from "../html.js";
 import { useValue } from "../observable.js";
 import { expectedParams, inputOf, storeSettings } from "../settings.js";
+import { tasksOf } from "../tasks.js";
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import { Examples, Vocabulary } from "./examples.js";
 import { Icon } from "./icons.js";
@@ -35,9 +36,10 @@ function Form({ session, model, settings, dropError }) {
   const submit = async (event) => {
     event.preventDefault();
     const asked = session.settings.value; // a field that was left just now may not be drawn yet
-    if (!asked.prompt.trim() && !session.source.picture.value) {
-      setError(new ServerError("Say first what the picture should show.", 400, { param: "prompt" }));
-      return prompt.current.focus();
+    const lacking = whatLacks(asked, session.source, tasksOf(model));
+    if (lacking) {
+      setError(lacking);
+      return lacking.param === "prompt" && prompt.current.focus();
     }
     setError(null);
     setIsSending(true);
@@ -89,6 +91,17 @@ function ModelPicker({ session, model }) {
   `;
 }
 
+/** @returns {ServerError | null} what the server would say, before pictures travel to it */
+function whatLacks(asked, source, tasks) {
+  const error = (sentence, param) => new ServerError(sentence, 400, { param });
+  const picture = source.picture.value;
+  if (tasks.needsPicture && !picture) return error("This model changes pictures: choose one first.", "image");
+  if (tasks.needsMask && !source.hasMask.value) return error("Paint over what is to be drawn anew first.", "mask");
+  if (!asked.prompt.trim() && (!picture || tasks.needsPrompt))
+    return error("Say first what the picture should show.", "prompt");
+  return null;
+}
+
 function SubmitButton({ session, isSending }) {
   const status = useValue(session.server.status)?.status;
   const isReady = status === "ready" || status === "degraded";
@@ -102,7 +115,8 @@ function SubmitButton({ session, isSending }) {
 /** Submits what the form says. Throws ServerError. */
 export async function make(session, settings) {
   const source = session.source.asInput;
-  const input = inputOf(settings, source);
+  const { hasStrength } = tasksOf(session.server.model.value);
+  const input = inputOf(hasStrength ? settings : { ...settings, strength: null }, source);
   const size = source && session.source.picture.value;
   if (!settings.isSeedLocked) session.set({ seed: String(input.seed) });
   await session.jobs.submit(input, expectedParams(settings, input, size));

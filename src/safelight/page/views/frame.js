@@ -5,6 +5,7 @@ import { isOpen } from "../jobs.js";
 import { useValue } from "../observable.js";
 import { expectedParams, inputOf, settingsOf } from "../settings.js";
 import { fileName, seedOf } from "../snippet.js";
+import { tasksOf } from "../tasks.js";
 import { useRef, useState } from "../vendor/hooks.js";
 import { CopyButton } from "./copy_button.js";
 import { Icon } from "./icons.js";
@@ -59,7 +60,8 @@ function Finished({ session, job, index, name }) {
 function PictureActions({ session, job, index, attempt }) {
   const path = session.pictures.path(job, index);
   const seed = seedOf(job, index);
-  const canChange = useValue(session.server.model)?.tasks.includes("image-to-image");
+  const model = useValue(session.server.model);
+  const tasks = model && tasksOf(model);
   const edit = async () => {
     await session.source.take(await session.api.blob(path), fileName(job, index));
     document.querySelector(".composer .source")?.scrollIntoView({ block: "nearest" });
@@ -67,9 +69,11 @@ function PictureActions({ session, job, index, attempt }) {
   return html`
     <figcaption class="actions" role="group" aria-label=${`Picture ${index + 1}`}>
       <a class="button" title="Download" href=${path} download=${fileName(job, index)}><${Icon} name="download" /> <span class="text">Download</span></a>
-      ${canChange && html`
+      ${tasks?.varies && html`
         <button type="button" title="Another picture that begins with this one, with another seed"
           onClick=${() => attempt(() => moreLikeThis(session, job, path))}><${Icon} name="again" /> <span class="text">More like this</span></button>
+      `}
+      ${tasks?.takesPicture && html`
         <button type="button" title="Draw on from this picture" onClick=${() => attempt(edit)}><${Icon} name="edit" /> <span class="text">Change it</span></button>
       `}
       <${CopyButton} icon="copy" label="Copy seed" title=${`Seed ${seed}`} text=${() => seed} />

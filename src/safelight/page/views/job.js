@@ -52,7 +52,7 @@ function facts(job) {
     `${params.width} × ${params.height}`,
     `${params.num_inference_steps} steps`,
     params.guidance_scale !== null && `guidance ${params.guidance_scale}`,
-    params.source && `changed by ${Math.round(params.source.strength * 100)} %`,
+    params.source && (params.source.reference_size ? "after a picture" : `changed by ${Math.round(params.source.strength * 100)} %`),
     `seed ${params.seed}`,
     seconds && `took ${seconds.toFixed(1)} s`,
     words.moment(job.created_at),

@@ -17,7 +17,7 @@ export function SettingsFields({ session, model, settings, wrong }) {
       <${Slider} label="Steps" name="steps" min=${1} max=${model.max_num_inference_steps} step=${1}
         value=${settings.steps} onChange=${(steps) => set({ steps })} />
       ${settings.guidance !== null &&
-      html`<${Slider} label="Guidance" name="guidance" min=${1} max=${MAX_GUIDANCE} step=${0.1}
+      html`<${Slider} label="Guidance" name="guidance" min=${1} max=${mostGuidance(model)} step=${0.1}
         value=${settings.guidance} onChange=${(guidance) => set({ guidance })} />`}
       <div class="pair">
         <${Count} settings=${settings} set=${set} />
@@ -27,6 +27,9 @@ export function SettingsFields({ session, model, settings, wrong }) {
     </details>
   `;
 }
+
+/** FLUX.1-Fill wants more than others. */
+const mostGuidance = (model) => Math.max(MAX_GUIDANCE, 2 * model.default_guidance_scale);
 
 function summary(settings) {
   const seed = settings.isSeedLocked ? `seed ${settings.seed}` : "random seed";
