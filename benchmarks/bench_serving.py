@@ -22,8 +22,9 @@ from benchmarks.reference import Reference, started_reference
 from benchmarks.serving_run import ServingRun
 from benchmarks.traffic import DEFAULT_SIZE, PROMPTS
 from benchmarks.workload import Workload
-from safelight.config import EMBEDDED_MODEL, parse_size
+from safelight.config import EMBEDDED_MODEL
 from safelight.errors import SafelightError
+from safelight.setting_values import parse_size
 
 _OUTPUT = ROOT / "benchmarks" / "results" / "serving.json"
 

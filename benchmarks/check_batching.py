@@ -18,10 +18,11 @@ import numpy as np
 from benchmarks.processes import ROOT
 from benchmarks.record import Record
 from safelight.checkpoint import Checkpoint, open_checkpoint
-from safelight.config import EMBEDDED_MODEL, parse_size
+from safelight.config import EMBEDDED_MODEL
 from safelight.engine import pipelines
 from safelight.engine.load_report import LoadReport
 from safelight.params import GenerationParams
+from safelight.setting_values import parse_size
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.checkpoint import open_checkpoint
-from safelight.config import parse_size
+from safelight.setting_values import parse_size
 
 _PROMPT = "a red circle on a blue background"
 

@@ -142,7 +142,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Pixels a second", {"pixels": _rate("safelight_pixels_total")}),
         Panel(
             "Last load",
-            {"{{instance}} worker {{worker}} {{phase}}": "safelight_load_seconds@"},
+            {"{{instance}} worker {{worker}} {{model}} {{phase}}": "safelight_load_seconds@"},
             "bargauge",
             "s",
             options={"orientation": "horizontal"},
@@ -175,6 +175,19 @@ ROWS: dict[str, list[Panel]] = {
                 "ran again": _increase("safelight_requests_retried_total"),
                 "came too late": _increase("safelight_fenced_results_total"),
             },
+        ),
+        Panel(
+            "Jobs that wait for a model",
+            {"{{model}}": "sum by (model) (safelight_model_requests_waiting@)"},
+            is_stacked=True,
+            width=12,
+        ),
+        Panel("Workers that have a model", {"{{model}}": "sum by (model) (safelight_model_workers@)"}, width=6),
+        Panel(
+            "Switched models",
+            {"{{result}}": _increase("safelight_model_switches_total", "result")},
+            help="Devices that went from one model to another, or could not.",
+            width=6,
         ),
         Panel(
             "Connections",

@@ -105,7 +105,9 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="LoRA adapter that acts on the image, of this scale [default: 1]; may be given several times",
     )
     _add_show(parser)
-    parser.add_argument("--model", default=Config.__dataclass_fields__["model"].default, help="without a server: model")
+    parser.add_argument(
+        "--model", help="of the server's, or without one a model as serve takes it [default: the first]"
+    )
     parser.add_argument("--base-model", help="without a server: as the server's")
     parser.add_argument("--device", default="auto", help="without a server: cpu, cuda or auto")
 

@@ -49,11 +49,14 @@ class Webhook(msgspec.Struct, frozen=True):
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was accepted; it never changes. ``owner`` is whose share of the queue it uses and who may see it.
 
+    ``model`` is the name of the model that is to draw it; empty: the default.
+
     ``input`` is what the caller wrote, for APIs that repeat it, ``client_id`` the name that the caller gave the job.
     Jobs of higher ``priority`` go first among those of one owner. ``trace_context`` is as in ``Generate``.
     """
 
     params: GenerationParams
+    model: str = ""
     request_id: str = ""
     owner: str = ""
     api: str = "images"

@@ -8,11 +8,12 @@ from safelight.terminal import Look, Piece, fitted, printable
 
 _STATE_STYLE = {
     **dict.fromkeys(("ready", "busy", "succeeded"), "32"),
+    "unloaded": "2",
     **dict.fromkeys(("starting", "loading", "warming", "degraded", "restarting", "draining", "running"), "33"),
     "failed": "1;31",
     "cancelled": "2",
 }
-_SERVING = ("ready", "busy", "draining")
+_NOT_LOADING = ("ready", "busy", "draining", "unloaded", "failed")
 _STEP_CELLS = 16
 _LOAD_CELLS = 32
 _MAX_BARS = 8
@@ -44,7 +45,8 @@ def age_text(seconds: float) -> str:
 
 def live_lines(status: dict[str, Any], columns: int, look: Look) -> list[str]:
     """A bar for every worker that loads, and one line for all the rest; none as wide as the terminal."""
-    loading = [worker for worker in status["workers"] if is_loading(worker)]
+    coming = [worker["coming"] for worker in status["workers"] if worker.get("coming")]
+    loading = [worker for worker in [*status["workers"], *coming] if is_loading(worker)]
     lines = [load_line(worker, columns - 2, look) for worker in loading[:_MAX_BARS]]
     if len(loading) > _MAX_BARS:
         lines.append(fitted([Piece(f"and {len(loading) - _MAX_BARS} more")], columns - 2, look))
@@ -53,7 +55,7 @@ def live_lines(status: dict[str, Any], columns: int, look: Look) -> list[str]:
 
 def is_loading(worker: dict[str, Any]) -> bool:
     """Whether it will be ready by itself, and is not yet."""
-    return worker["state"] not in (*_SERVING, "failed")
+    return worker["state"] not in _NOT_LOADING
 
 
 def load_line(worker: dict[str, Any], columns: int, look: Look) -> str:

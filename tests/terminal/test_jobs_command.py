@@ -158,7 +158,8 @@ def test_keys_are_sent_and_asked_for(tmp_path: Path) -> None:
 
 def _job(**members: Any) -> dict[str, Any]:
     params = {"width": 1024, "height": 1024, "prompt": "a very long prompt " * 9, "num_images": 1}
-    defaults = {"id": "job_" + "0" * 32, "status": "starting", "queue_position": 3, "eta_s": 75.0, "metrics": {}}
+    defaults = {"id": "job_" + "0" * 32, "model": "a", "status": "starting", "queue_position": 3}
+    defaults |= {"eta_s": 75.0, "metrics": {}}
     return defaults | {"params": params, "created_at": "2026-01-01T00:00:00.000Z"} | members
 
 
@@ -169,3 +170,11 @@ def test_a_line_is_no_wider_than_the_terminal() -> None:
         assert max(cells(line) for line in lines) <= columns
         assert not any("\x1b" in line for line in lines)
     assert _job()["params"]["prompt"].strip() in job_table([_job()], None, Look())[1]
+
+
+def test_the_model_is_shown_where_it_differs() -> None:
+    alone, others = ([_job(model=name) for name in names] for names in (("a", "a"), ("a", "b")))
+    assert "MODEL" not in job_table(alone, 100, Look())[0]
+    heading, *rows = job_table(others, 100, Look())
+    place = heading.index("MODEL")
+    assert [row[place] for row in rows] == ["a", "b"]

@@ -144,10 +144,25 @@ def test_no_line_is_wider_than_asked(columns: int) -> None:
         **{"components_done": 5, "components_total": 7, "bytes_done": 5, "bytes_total": 7, "eta_s": 70.0},
         **{"error": "it was killed " * 9, "restarts": 3},
         "jobs": [{"id": "job_" + "1" * 32, "request_id": "r", "step": 3, "total_steps": 28}],
+        "model": "a/model",
+    }
+    coming = worker | {"model": "another/model " * 9, "error": None}
+    model = {
+        "id": "写真" * 20,
+        "state": "failed",
+        "loaded_on": ["cuda:0"],
+        "pinned": True,
+        "waiting": 3,
+        "error": "a" * 99,
     }
     status = {
         **{"status": "degraded", "version": "1.0", "uptime_s": 5000.0, "model": "a/model", "images_per_min": 3.0},
-        **{"queue": {"waiting": 3, "running": 1, "limit": 64}, "storage": {"error": "no space"}, "workers": [worker]},
+        **{
+            "queue": {"waiting": 3, "running": 1, "limit": 64},
+            "storage": {"error": "no space"},
+            "workers": [worker | {"coming": coming}],
+        },
+        "models": [model, model],
     }
     job = {
         **{"id": "job_" + "1" * 32, "status": "failed", "params": {"prompt": "写真 " * 40}, "eta_s": 3.0},

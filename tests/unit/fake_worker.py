@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -316,6 +317,45 @@ class WaitsToBeTold(Behaviour):
 
     def file(self, name: str) -> Path:
         return self.marker.with_name(name)
+
+
+class NamesItsModel(Behaviour):
+    """Its pictures say by which model they are. Beside the marker, ``NAME.load`` keeps it from loading that model,
+    ``NAME.fail`` has the load fail, ``NAME.small`` for lack of memory, ``NAME.die`` ends the process; ``PROMPT.draw``
+    lets a job named ``held`` get on.
+    """
+
+    name = ""
+    step_s = 0.002
+
+    async def load(self, load: Load) -> None:
+        self.name = Path(load.model).name
+        self.channel.send(LoadProgress("import", None, 0, 7, 0, BYTES_TOTAL))
+        await self.channel.flush()
+        await self.until(lambda: not self.file("load").exists())
+        if self.file("die").exists():
+            os._exit(3)
+        if self.file("small").exists():
+            self.file("small").unlink()
+            return self.channel.send(LoadFailed("not_enough_memory", "8 GB are needed, 4 GB are free"))
+        if self.file("fail").exists():
+            return self.channel.send(LoadFailed("checkpoint_invalid", f"{self.name} is broken"))
+        await super().load(load)
+
+    async def generate(self, generate: Generate) -> None:
+        prompt = generate.params.prompt
+        await self.one_step(generate)
+        if prompt.startswith("held"):
+            await self.until(self.marker.with_name(f"{prompt}.draw").exists)
+        await asyncio.sleep(self.step_s)
+        self.succeed(generate, generate.attempt, f"{self.name}: {prompt}")
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        for _ in iter(condition, True):
+            await asyncio.sleep(0.005)
+
+    def file(self, what: str) -> Path:
+        return self.marker.with_name(f"{self.name}.{what}")
 
 
 class IgnoresShutdown(Behaviour):

@@ -18,6 +18,7 @@ from safelight.server.app import create_app
 from safelight.server.changes import Changes
 from safelight.server.front import Front
 from safelight.server.listener import bind, url_of
+from safelight.server.model_instance import ModelInstance
 from safelight.server.store import JobStore
 from tests.plain_http import open_async_client
 from tests.unit.fake_checkpoint import write_checkpoint
@@ -39,9 +40,9 @@ def params(**members: Any) -> GenerationParams:
     return GenerationParams(**defaults | members)
 
 
-def asked(owner: str = "", priority: int = 0, **members: Any) -> JobRequest:
+def asked(owner: str = "", priority: int = 0, model: str = "", **members: Any) -> JobRequest:
     """What a route would hand to the dispatcher."""
-    return JobRequest(params=params(**members), request_id="req_1", owner=owner, priority=priority)
+    return JobRequest(params=params(**members), request_id="req_1", owner=owner, priority=priority, model=model)
 
 
 def job(name: str = "job_1", **members: Any) -> Job:
@@ -94,6 +95,13 @@ async def until(changes: Changes, condition: Callable[[], object]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await changes.wait()
+
+
+def serving_instance(front: Front) -> ModelInstance:
+    """What the first device has loaded."""
+    instance = front.workers[0].current
+    assert instance is not None
+    return instance
 
 
 async def until_ready(front: Front) -> None:

@@ -14,11 +14,12 @@ from safelight.jobs import Job, JobStatus
 from safelight.protocol import Drawn, StepDone
 from safelight.server import attempt as attempt_module
 from safelight.server import ledger as ledger_module
-from safelight.server import worker as worker_module
+from safelight.server import loader as loader_module
 from safelight.server.attempt import Attempt
 from safelight.server.front import Front
+from safelight.server.model_instance import ModelInstance, WorkerState
 from safelight.server.status import worker_status
-from safelight.server.worker import Worker, WorkerState
+from safelight.server.worker import Worker
 from tests.unit.fake_worker import BATCH_TOKENS
 from tests.unit.running_front import (
     TIMEOUT_S,
@@ -28,6 +29,7 @@ from tests.unit.running_front import (
     pictures,
     running_front,
     serving,
+    serving_instance,
     submit,
     until,
     until_ready,
@@ -38,7 +40,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
 
 
 class Told:
@@ -51,6 +53,10 @@ class Told:
     @property
     def worker(self) -> Worker:
         return self.front.workers[0]
+
+    @property
+    def instance(self) -> ModelInstance:
+        return serving_instance(self.front)
 
     async def submit(self, *names: str, **members: Any) -> list[Job]:
         return [await submit(self.front, prompt=name, **members) for name in names]
@@ -102,7 +108,7 @@ async def test_a_third_that_is_too_much_waits_until_one_is_drawn(tmp_path: Path,
     async with told_front(tmp_path, checkpoint_dir) as told:
         a, b, c = await told.submit("a", "b", "c")
         await told.until_run(a, b)
-        assert (told.front.queue.head, told.worker.admits(c)) == (c, False)
+        assert (told.front.queue.head(told.front.model.name), told.instance.admits(c)) == (c, False)
         told.tell("b.draw")
         await told.until_run(c)
         assert told.worker.jobs == [a, b, c]
@@ -117,7 +123,7 @@ async def test_another_shape_waits_until_all_are_drawn(tmp_path: Path, checkpoin
         await told.until_run(a, b)
         told.tell("a.draw")
         await told.until_drawn(a)
-        assert (told.front.queue.head, told.worker.admits(wide)) == (wide, False)
+        assert (told.front.queue.head(told.front.model.name), told.instance.admits(wide)) == (wide, False)
         told.tell("b.draw")
         await told.until_run(wide)
         assert {a.status, b.status} == {JobStatus.RUNNING}
@@ -131,11 +137,11 @@ async def test_a_job_behind_a_head_that_does_not_fit_does_not_overtake_it(tmp_pa
         (wide,) = await told.submit("wide", width=128)
         (b,) = await told.submit("b")
         await told.until_run(a)
-        assert (told.worker.admits(wide), told.worker.admits(b)) == (False, True)
-        assert (told.front.queue.head, b.status) == (wide, JobStatus.QUEUED)
+        assert (told.instance.admits(wide), told.instance.admits(b)) == (False, True)
+        assert (told.front.queue.head(told.front.model.name), b.status) == (wide, JobStatus.QUEUED)
         told.finish("a")
         await told.until_run(wide)
-        assert (told.front.queue.head, b.status) == (b, JobStatus.QUEUED)
+        assert (told.front.queue.head(told.front.model.name), b.status) == (b, JobStatus.QUEUED)
         told.finish("wide", "b")
         assert await told.results(b) == [[b"b 1"]]
 
@@ -222,7 +228,7 @@ async def test_when_a_worker_dies_with_two_jobs_both_run_again_each_alone(tmp_pa
         jobs = await told.submit("a", "b")
         await told.until_run(*jobs)
         told.tell("die")
-        await until(told.front.changes, lambda: told.worker.restarts == 1)
+        await until(told.front.changes, lambda: told.worker.loader.restarts == 1)
         (tmp_path / "die").unlink()
         (fresh,) = await told.submit("fresh")
         first, second = jobs
@@ -230,25 +236,25 @@ async def test_when_a_worker_dies_with_two_jobs_both_run_again_each_alone(tmp_pa
         assert (told.worker.jobs, second.status) == ([first], JobStatus.QUEUED)
         told.tell(f"{first.params.prompt}.draw")
         await told.until_drawn(first)
-        assert not told.worker.admits(second) and not told.worker.admits(fresh)
+        assert not told.instance.admits(second) and not told.instance.admits(fresh)
         told.finish(first.params.prompt)
         await told.until_run(second)
-        assert (told.worker.jobs, told.worker.admits(fresh)) == ([second], False)
+        assert (told.worker.jobs, told.instance.admits(fresh)) == ([second], False)
         told.finish("a", "b", "fresh")
         assert await told.results(*jobs, fresh) == [[b"a 1"], [b"b 1"], [b"fresh 1"]]
         assert [(one.attempt, one.crashes) for one in (*jobs, fresh)] == [(2, 1), (2, 1), (1, 0)]
-        assert told.worker.restarts == 1
+        assert told.worker.loader.restarts == 1
 
 
 async def test_a_hang_of_both_is_found_and_neither_is_lost(
     tmp_path: Path, checkpoint_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with told_front(tmp_path, checkpoint_dir, hang_timeout_s=0.3) as told:
-        told.worker._watchdog.warmed_up(0.0)
+        told.instance._watchdog.warmed_up(0.0)
         a, b = await told.submit("a", "b")
         await told.until_run(a, b)
         told.tell("hang")
-        await until(told.front.changes, lambda: told.worker.restarts == 1)
+        await until(told.front.changes, lambda: told.worker.loader.restarts == 1)
         (tmp_path / "hang").unlink()
         told.finish("a", "b")
         assert await told.results(a, b) == [[b"a 1"], [b"b 1"]]
@@ -290,9 +296,9 @@ async def test_a_job_whose_worker_ended_before_it_began_is_not_to_blame(
 
         async def lose_the_worker(read: Job) -> list[bytes]:
             monkeypatch.setattr(told.front.ledger, "source_files", source_files)
-            assert told.worker._process is not None
-            told.worker._process.kill()
-            await until(told.front.changes, lambda: told.worker.restarts == 1 and told.worker.is_serving)
+            assert told.instance._process is not None
+            told.instance._process.kill()
+            await until(told.front.changes, lambda: told.worker.loader.restarts == 1 and told.worker.is_serving)
             return []
 
         monkeypatch.setattr(told.front.ledger, "source_files", lose_the_worker)
@@ -337,7 +343,7 @@ async def test_the_status_shows_all_jobs_and_what_the_process_has_learnt(tmp_pat
         assert [shown["id"] for shown in entry["jobs"]] == [a.id, b.id]
         assert (entry["batch_tokens"], entry["warm"]) == (BATCH_TOKENS, {"64x64": [1]})
         told.tell("die")
-        await until(told.front.changes, lambda: told.worker.restarts == 1)
+        await until(told.front.changes, lambda: told.worker.loader.restarts == 1)
         (tmp_path / "die").unlink()
         await until(told.front.changes, lambda: told.worker.state is WorkerState.STARTING)
         assert worker_status(told.worker)["warm"] == {}
@@ -348,15 +354,16 @@ async def test_the_status_shows_all_jobs_and_what_the_process_has_learnt(tmp_pat
 async def test_jobs_that_share_a_device_share_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     front = make_front(tmp_path)
     worker, now_s = front.workers[0], 0.0
+    instance = ModelInstance(0, worker.device, front.model, front.changes, front.metrics, ())
     monkeypatch.setattr(attempt_module, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now_s)}))
     jobs = [job("a", num_images=2), job("b")]
-    attempts = [Attempt(one, worker, front.ledger, front.metrics) for one in jobs]
-    worker.reserve(jobs[0])
+    attempts = [Attempt(one, instance, front.ledger, front.metrics) for one in jobs]
+    instance.reserve(jobs[0])
     for step in (1, 2):
         now_s = 3.0
         attempts[0]._on_progress(StepDone("a", 0, step, 8))
     assert attempts[0].device_s == 3.0
-    worker.reserve(jobs[1])
+    instance.reserve(jobs[1])
     attempts[1]._charged_s = now_s
     now_s = 5.0
     for step in (3, 4):
@@ -376,10 +383,10 @@ async def test_the_eta_of_a_running_job_counts_what_its_mates_do_meanwhile(
     tmp_path: Path, checkpoint_dir: Path
 ) -> None:
     async with told_front(tmp_path, checkpoint_dir) as told:
-        eta_s, work = told.front.dispatcher.eta_s, job().params.work
+        eta_s, work = told.front.forecast.eta_s, job().params.work
         (a,) = await told.submit("a")
         await told.until_run(a)
-        told.front.dispatcher._pace.measured(work, 4.0)
+        told.front.dispatcher.paces.of(told.front.model.name).measured(work, 4.0)
         assert eta_s(a) == pytest.approx(3.0)
         (b,) = await told.submit("b", num_inference_steps=40)
         await told.until_run(b)
@@ -394,4 +401,4 @@ async def test_a_worker_that_says_nothing_of_batches_gets_one_job_at_a_time(
         await until_ready(front)
         a, b = await submit(front), await submit(front)
         await until(front.changes, lambda: a.step == 1)
-        assert (front.workers[0].jobs, front.queue.head) == ([a], b)
+        assert (front.workers[0].jobs, front.queue.head(front.model.name)) == ([a], b)

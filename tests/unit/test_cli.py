@@ -129,7 +129,7 @@ def test_an_error_becomes_its_sentence_and_an_exit_code(
 
 def test_the_options_of_generate() -> None:
     args = build_parser().parse_args(["generate", "a red circle"])
-    assert (args.output, args.url, args.local, args.model) == (Path("out.png"), None, False, Config().model)
+    assert (args.output, args.url, args.local, args.model) == (Path("out.png"), None, False, None)
     assert (args.prompt, args.seed, args.steps, args.size, args.show) == ("a red circle", None, None, None, "auto")
     words = ["generate", "a", "-o", "b.webp", "--url", "http://x", "--local", "--seed", "7", "--steps", "3"]
     args = build_parser().parse_args([*words, "--size", "64x64", "--model", "m", "--device", "cpu"])

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from safelight.config import ENV_PREFIX, ApiKey, Config, load_config, parse_size, settings
+from safelight.config import ENV_PREFIX, Config, load_config, settings
 from safelight.errors import ConfigError
+from safelight.setting_values import ApiKey, parse_size
 
 VALID: dict[str, tuple[str, Any]] = {
     "model": ("/models/flux", "/models/flux"),
@@ -21,6 +22,9 @@ VALID: dict[str, tuple[str, Any]] = {
     "precision": ("fp8", "fp8"),
     "step_cache": ("3", 3),
     "batch_limit": ("8", 8),
+    "idle_unload_s": ("600", 600.0),
+    "model_wait_s": ("10", 10.0),
+    "switch_overlap": ("never", "never"),
     "data_dir": ("/tmp/data", Path("/tmp/data")),
     "models_dir": ("/tmp/models", Path("/tmp/models")),
     "loras_dir": ("/tmp/loras", Path("/tmp/loras")),
@@ -90,6 +94,10 @@ WRONG: list[tuple[str, str]] = [
     ("step_cache", "4"),
     ("batch_limit", "65"),
     ("batch_limit", "-1"),
+    ("idle_unload_s", "-1"),
+    ("idle_unload_s", "10m"),
+    ("model_wait_s", "soon"),
+    ("switch_overlap", "yes"),
     ("data_dir", ""),
     ("models_dir", " "),
     ("loras_dir", ""),

@@ -16,7 +16,7 @@ from safelight.protocol import LoadProgress
 from safelight.server import console
 from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front
-from safelight.server.worker import WorkerState
+from safelight.server.model_instance import WorkerState
 from tests.unit.running_front import make_front, running_front, until_ready
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +92,8 @@ async def test_jobs_of_a_ready_server_print_no_load_lines(
         caplog.set_level(logging.INFO)
         async with showing(front):
             await asyncio.sleep(0)
-            front.workers[0].state = WorkerState.BUSY
+            assert front.workers[0].current is not None
+            front.workers[0].current.state = WorkerState.BUSY
             front.changes.announce()
             await asyncio.sleep(0)
         assert _lines(caplog) == ["listening on http://test"]

@@ -19,20 +19,30 @@ from safelight.errors import (
 )
 from safelight.jobs import Job, JobStatus
 from safelight.server import ledger as ledger_module
-from safelight.server import worker as worker_module
+from safelight.server import loader as loader_module
 from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
+from safelight.server.model_instance import WorkerState
 from safelight.server.store import JobStore
-from safelight.server.worker import WorkerState
 from safelight.server.worker_process import WorkerProcess
-from tests.unit.running_front import TIMEOUT_S, asked, ended, pictures, running_front, submit, until, until_ready
+from tests.unit.running_front import (
+    TIMEOUT_S,
+    asked,
+    ended,
+    pictures,
+    running_front,
+    serving_instance,
+    submit,
+    until,
+    until_ready,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
     monkeypatch.setattr(ledger_module, "_STORAGE_PAUSE_S", 0.01)
 
 
@@ -97,15 +107,15 @@ async def test_many_at_once_are_admitted_up_to_the_limit_and_no_further(tmp_path
 async def test_the_eta_comes_from_measured_jobs_and_grows_along_the_queue(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with running_front(tmp_path, "has_slow_steps", model=str(checkpoint_dir)) as front:
         first = await submit(front)
-        assert front.dispatcher.eta_s(first) is None
+        assert front.forecast.eta_s(first) is None
         await ended(front, first)
         running = await submit(front, num_inference_steps=40)
         await until(front.changes, lambda: running.step >= 1)
         waiting = [await submit(front) for _ in range(3)]
-        etas = [front.dispatcher.eta_s(one) or 0.0 for one in [running, *waiting]]
+        etas = [front.forecast.eta_s(one) or 0.0 for one in [running, *waiting]]
         assert etas == sorted(etas)
         assert 0.1 < etas[-1] < 60
-        assert [front.dispatcher.position(one) for one in [running, *waiting]] == [None, 0, 1, 2]
+        assert [front.forecast.position(one) for one in [running, *waiting]] == [None, 0, 1, 2]
 
 
 # --- idempotency --------------------------------------------------------------------------------------------------
@@ -233,7 +243,7 @@ async def test_an_unfit_worker_is_replaced_and_its_job_runs_again(tmp_path: Path
     async with running_front(tmp_path, "is_unfit_once", model=str(checkpoint_dir)) as front:
         done = await ended(front, await submit(front))
         assert (done.status, done.attempt, done.crashes) == (JobStatus.SUCCEEDED, 2, 1)
-        assert front.workers[0].restarts == 1
+        assert front.workers[0].loader.restarts == 1
 
 
 async def test_a_worker_that_hangs_is_killed_and_its_job_runs_again(
@@ -241,7 +251,7 @@ async def test_a_worker_that_hangs_is_killed_and_its_job_runs_again(
 ) -> None:
     async with running_front(tmp_path, "hangs_once", model=str(checkpoint_dir), hang_timeout_s=0.3) as front:
         await until_ready(front)
-        front.workers[0]._watchdog.warmed_up(0.0)
+        serving_instance(front)._watchdog.warmed_up(0.0)
         done = await ended(front, await submit(front))
         assert (done.status, done.attempt, done.crashes) == (JobStatus.SUCCEEDED, 2, 1)
         assert "made no step of" in caplog.text
@@ -286,7 +296,7 @@ async def test_after_a_retry_jobs_that_waited_are_done_and_new_ones_admitted(
     async with running_front(tmp_path, "fails_to_load_once", model=str(checkpoint_dir)) as front:
         early = await submit(front)
         await until(front.changes, lambda: front.workers[0].state is WorkerState.FAILED)
-        front.load(str(checkpoint_dir))
+        front.placement.load(front.model)
         assert pictures(front, await ended(front, early))
         assert pictures(front, await ended(front, await submit(front)))
 

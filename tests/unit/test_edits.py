@@ -191,6 +191,6 @@ async def test_an_edit_outlives_a_restart(tmp_path: Path, monkeypatch: pytest.Mo
     async with stub_server(tmp_path, monkeypatch) as (front, client):
         path = f"/v1/predictions/{made['id']}"
         while (shown := (await client.get(path)).json())["status"] in ("starting", "processing"):
-            await front.changes.wait()
+            await front.changes.wait(0.1)
         assert shown["status"] == "succeeded"
         assert list((front.config.data_dir / "sources").iterdir()) == []

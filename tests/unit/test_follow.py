@@ -89,7 +89,7 @@ async def test_a_hundred_clients_that_leave_leave_nothing_behind(tmp_path: Path,
         await asyncio.gather(*requests, return_exceptions=True)
         await until(front.changes, lambda: all(left.status is JobStatus.CANCELLED for left in jobs))
         assert (len(front.queue), front.ledger.count(JobStatus.RUNNING)) == (0, 0)
-        assert front.workers[0].restarts == 0
+        assert front.workers[0].loader.restarts == 0
 
 
 async def test_the_request_id_of_the_client_is_that_of_the_job(tmp_path: Path, checkpoint_dir: Path) -> None:

@@ -6,24 +6,32 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from safelight import __version__
-from safelight.errors import ModelNotFound, ShuttingDown
+from safelight.errors import ShuttingDown
 from safelight.jobs import JobStatus
 from safelight.server import front as front_module
-from safelight.server import worker as worker_module
+from safelight.server import loader as loader_module
+from safelight.server.front import Front
+from safelight.server.model_status import model_list
+from safelight.server.worker import Worker
 from tests.unit.fake_checkpoint import write_checkpoint
 from tests.unit.running_front import TIMEOUT_S, make_front, running_front, submit, until, until_ready
 
 pytestmark = pytest.mark.anyio
 
 
+def _listed(front: Front) -> list[dict[str, Any]]:
+    return model_list(front.models, front.workers, front.queue, front.config.model_aliases)
+
+
 @pytest.fixture(autouse=True)
 def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
 
 
 async def test_start_returns_before_anything_is_loaded(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -48,14 +56,16 @@ async def test_started_is_remembered_even_if_nobody_asked_before_the_worker_died
 ) -> None:
     async with running_front(tmp_path, "dies_in_the_first_job", model=str(checkpoint_dir)) as front:
         await submit(front)
-        await until(front.changes, lambda: front.workers[0].restarts == 1 and not front.is_ready)
+        await until(front.changes, lambda: front.workers[0].loader.restarts == 1 and not front.is_ready)
         assert front.has_started
 
 
 async def test_a_missing_model_is_a_status_and_not_an_exception(tmp_path: Path) -> None:
     async with running_front(tmp_path, model=str(tmp_path / "nowhere")) as front:
         await until(front.changes, lambda: front.state == "failed")
-        assert front.model_list() == []
+        (entry,) = _listed(front)
+        assert (entry["id"], entry["state"]) == (str(tmp_path / "nowhere"), "failed")
+        assert str(tmp_path / "nowhere") in entry["error"]
         assert str(tmp_path / "nowhere") in front.status()["workers"][0]["error"]
 
 
@@ -63,18 +73,10 @@ async def test_a_repaired_model_loads_on_request(tmp_path: Path) -> None:
     async with running_front(tmp_path, model=str(tmp_path / "model")) as front:
         await until(front.changes, lambda: front.state == "failed")
         write_checkpoint(tmp_path / "model")
-        front.load(str(tmp_path / "model"))
+        front.placement.load(front.models.find(str(tmp_path / "model")))
         assert front.state == "loading"
         await until_ready(front)
-        assert [entry["id"] for entry in front.model_list()] == ["test/tiny"]
-
-
-async def test_loading_takes_the_models_id_or_its_path_and_nothing_else(tmp_path: Path, checkpoint_dir: Path) -> None:
-    async with running_front(tmp_path, model=str(checkpoint_dir)) as front:
-        front.load(str(checkpoint_dir))
-        front.load("test/tiny")
-        with pytest.raises(ModelNotFound):
-            front.load("another")
+        assert [entry["id"] for entry in _listed(front)] == ["test/tiny"]
 
 
 async def test_the_status_is_json_with_the_members_of_the_contract(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -88,6 +90,16 @@ async def test_the_status_is_json_with_the_members_of_the_contract(tmp_path: Pat
             "status": "ready",
             "version": __version__,
             "model": str(checkpoint_dir),
+            "models": [
+                {
+                    "id": "test/tiny",
+                    "state": "ready",
+                    "loaded_on": ["cpu"],
+                    "pinned": False,
+                    "waiting": 0,
+                    "error": None,
+                }
+            ],
             "queue": {"waiting": 0, "running": 0, "limit": 5},
             "images_per_min": 0.0,
             "storage": {"error": None},
@@ -103,8 +115,8 @@ TASKS = ["text-to-image", "image-to-image", "inpainting"]
 
 async def test_a_model_entry_is_openais_plus_what_it_can_do(tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
-    await front.model.refresh()
-    (entry,) = front.model_list()
+    await front.models.refresh()
+    (entry,) = _listed(front)
     assert {name: entry[name] for name in ("id", "object", "created", "owned_by")} == {
         "id": "test/tiny",
         "object": "model",
@@ -150,15 +162,15 @@ async def test_a_defect_in_a_task_is_logged_and_the_task_starts_again(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(front_module, "_DEFECT_PAUSE_S", 0.0)
-    keep = worker_module.Worker.keep
+    keep = Worker.keep
     defects = iter([ZeroDivisionError("a defect")])
 
-    async def keep_with_a_defect(self: worker_module.Worker) -> None:
+    async def keep_with_a_defect(self: Worker) -> None:
         for defect in defects:
             raise defect
         await keep(self)
 
-    monkeypatch.setattr(worker_module.Worker, "keep", keep_with_a_defect)
+    monkeypatch.setattr(Worker, "keep", keep_with_a_defect)
     async with running_front(tmp_path, model=str(checkpoint_dir)) as front:
         await until_ready(front)
     assert "keep worker 0 failed; it starts again" in caplog.text

@@ -20,7 +20,9 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base
 ALLOWED = {
     "errors": set(),
     "params": {"errors"},
-    "config": {"errors", "faults", "params"},
+    "config": {"errors", "model_list", "setting_values"},
+    "model_list": {"errors"},
+    "setting_values": {"errors", "faults", "params"},
     "faults": set(),
     "metadata": {"params"},
     "jobs": {"errors", "params", "protocol"},

@@ -9,9 +9,15 @@ import pytest
 from safelight.server.load_history import LoadHistory
 
 
+def _read(folder: Path) -> LoadHistory:
+    history = LoadHistory(folder)
+    history.read()
+    return history
+
+
 def test_what_was_recorded_is_known_to_the_next_run(tmp_path: Path) -> None:
     LoadHistory(tmp_path).record("a/model", "cuda:0", 12.34567)
-    assert LoadHistory(tmp_path).seconds("a/model", "cuda:0") == 12.346
+    assert _read(tmp_path).seconds("a/model", "cuda:0") == 12.346
 
 
 def test_models_and_devices_are_kept_apart(tmp_path: Path) -> None:
@@ -30,16 +36,15 @@ def test_models_and_devices_are_kept_apart(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_an_empty_history_and_is_replaced(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "load-history.json").write_bytes(content)
-    history = LoadHistory(tmp_path)
+    history = _read(tmp_path)
     assert history.seconds("a/model", "cpu") is None
     history.record("a/model", "cpu", 5.0)
     assert history.seconds("a/model", "cpu") == 5.0
 
 
 def test_a_data_directory_that_is_not_there_costs_nothing_but_the_eta(tmp_path: Path) -> None:
-    history = LoadHistory(tmp_path / "nowhere")
-    history.record("a/model", "cpu", 5.0)
-    assert history.seconds("a/model", "cpu") is None
+    LoadHistory(tmp_path / "nowhere").record("a/model", "cpu", 5.0)
+    assert _read(tmp_path / "nowhere").seconds("a/model", "cpu") is None
 
 
 def test_a_disk_that_refuses_to_write_leaves_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from safelight import __version__
-from safelight.server import worker as worker_module
+from safelight.server import loader as loader_module
 from safelight.server.front import Front
 from safelight.server.metrics import GAUGES
 from tests.unit.running_front import ended, running_front, serving, submit, until_ready
@@ -37,7 +37,7 @@ def _is_balanced(front: Front) -> bool:
 async def test_accepted_is_the_sum_of_the_rest_after_every_change(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
     async with running_front(tmp_path, "dies_in_the_first_job", model=str(checkpoint_dir)) as front:
         unbalanced: list[int] = []
 
@@ -93,7 +93,7 @@ async def test_each_worker_is_in_one_state_and_says_what_its_load_took(tmp_path:
         states.append(_states(front))
         page = front.metrics.page().decode()
     assert states == [["starting"], ["ready"]]
-    assert 'safelight_load_seconds{device="cpu",phase="weights",worker="0"} 0.2' in page
+    assert f'safelight_load_seconds{{device="cpu",model="{checkpoint_dir}",phase="weights",worker="0"}} 0.2' in page
     assert f'safelight_build_info{{model="{checkpoint_dir}",version="{__version__}"}} 1.0' in page
     assert "\nsafelight_ready 1.0\n" in page and "\nsafelight_workers 1.0\n" in page
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from safelight.server.worker import WorkerState
+from safelight.server.model_instance import WorkerState
 from tests.unit.running_front import make_front, running_front, serving, until, until_ready
 
 pytestmark = pytest.mark.anyio
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_the_list_is_openais(tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
-    await front.model.refresh()
+    await front.models.refresh()
     async with serving(front) as client:
         answer = (await client.get("/v1/models")).json()
         assert answer["object"] == "list"
@@ -26,7 +26,7 @@ async def test_one_model_by_its_id_plain_or_percent_encoded_and_by_its_path(
     tmp_path: Path, checkpoint_dir: Path
 ) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
-    await front.model.refresh()
+    await front.models.refresh()
     async with serving(front) as client:
         for spelling in ("test/tiny", "test%2Ftiny", quote(str(checkpoint_dir), safe="")):
             answer = await client.get(f"/v1/models/{spelling}")
@@ -36,16 +36,20 @@ async def test_one_model_by_its_id_plain_or_percent_encoded_and_by_its_path(
 @pytest.mark.parametrize("model_id", ["another", "test/tiny/", "test", "tiny", "..%2F..%2Fetc", "%00"])
 async def test_another_model_is_not_found(model_id: str, tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
-    await front.model.refresh()
+    await front.models.refresh()
     async with serving(front) as client:
         for answer in (await client.get(f"/v1/models/{model_id}"), await client.post(f"/v1/models/{model_id}/load")):
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
             assert answer.json()["error"]["param"] == "model"
 
 
-async def test_a_model_whose_files_are_unreadable_is_not_in_the_list(tmp_path: Path) -> None:
+async def test_a_model_whose_files_are_unreadable_is_listed_with_the_reason(tmp_path: Path) -> None:
     async with running_front(tmp_path, model=str(tmp_path / "nowhere")) as front, serving(front) as client:
-        assert (await client.get("/v1/models")).json() == {"object": "list", "data": []}
+        await until(front.changes, lambda: front.state == "failed")
+        (entry,) = (await client.get("/v1/models")).json()["data"]
+        assert (entry["id"], entry["state"], entry["loaded_on"]) == (str(tmp_path / "nowhere"), "failed", [])
+        assert "there is no model" in entry["error"]
+        assert "tasks" not in entry
 
 
 async def test_a_failed_load_is_tried_again_on_request_and_shows_it(tmp_path: Path, checkpoint_dir: Path) -> None:

@@ -11,8 +11,8 @@ import httpx2 as httpx
 import pytest
 
 from safelight.jobs import JobStatus
+from safelight.server import loader as loader_module
 from safelight.server import predictions as predictions_module
-from safelight.server import worker as worker_module
 from tests.unit.running_front import TIMEOUT_S, running_front, serving, until, until_ready
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ TQDM = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)")
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
 
 
 async def _until_terminal(client: httpx.AsyncClient, url: str) -> dict[str, Any]:

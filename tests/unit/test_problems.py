@@ -22,8 +22,8 @@ from safelight.errors import (
     Unavailable,
     WorkerCrashed,
 )
+from safelight.server import loader as loader_module
 from safelight.server import problems
-from safelight.server import worker as worker_module
 from safelight.server.app import create_app
 from safelight.server.request_id import RequestId
 from tests.unit.running_front import make_front, running_front, serving, submit, until
@@ -213,7 +213,7 @@ async def test_what_the_engine_will_fail_again_says_so_to_the_client(tmp_path: P
 async def test_a_job_that_kills_every_worker_is_a_500(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
     async with running_front(tmp_path, "dies_in_a_job", model=str(checkpoint_dir)) as front, serving(front) as client:
         answer = await client.post(URL, json={"prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "worker_crashed")

@@ -24,7 +24,7 @@ def _put(queue: JobQueue, name: str, **members: Any) -> Job:
 
 
 def _take_all(queue: JobQueue) -> list[str]:
-    return [queue.take().id for _ in range(len(queue))]
+    return [queue.take("").id for _ in range(len(queue))]
 
 
 def test_jobs_come_out_in_the_order_they_came_in() -> None:
@@ -60,25 +60,25 @@ def test_more_work_than_the_limit_is_refused_but_one_job_may_be_larger_than_it()
     _put(queue, "huge", width=1024, height=1024, num_inference_steps=50)
     with pytest.raises(QueueFull, match=r"52 megapixels x steps wait already, .* the limit 1"):
         queue.reserve(job("b"), 1)
-    queue.take()
+    queue.take("")
     _put(queue, "b")
 
 
 def test_the_head_is_what_take_removes_and_nothing_in_an_empty_queue() -> None:
     queue = _queue()
-    assert queue.head is None
+    assert queue.head("") is None
     jobs = [_put(queue, "a"), _put(queue, "b", owner="other")]
     for waiting in jobs:
-        assert queue.head is waiting
-        assert queue.take() is waiting
-    assert queue.head is None
+        assert queue.head("") is waiting
+        assert queue.take("") is waiting
+    assert queue.head("") is None
 
 
 def test_looking_at_the_head_changes_no_turns() -> None:
     queue = _queue()
     for name in ("x0", "x1", "y0"):
         _put(queue, name, owner=name[0])
-    assert [queue.head and queue.head.id for _ in range(3)] == ["x0"] * 3
+    assert [waiting.id for _ in range(3) if (waiting := queue.head(""))] == ["x0"] * 3
     assert _take_all(queue) == ["x0", "y0", "x1"]
 
 
@@ -121,7 +121,7 @@ def test_a_job_put_back_is_the_next_one_even_if_the_queue_is_full() -> None:
     queue = _queue(2)
     _put(queue, "a")
     _put(queue, "b")
-    taken = queue.take()
+    taken = queue.take("")
     _put(queue, "c")
     queue.put_back(taken)
     assert _take_all(queue) == ["a", "b", "c"]
@@ -139,5 +139,5 @@ def test_a_waiting_job_can_be_removed_once() -> None:
     one, other = _put(queue, "a"), _put(queue, "b")
     assert queue.remove(one) is True
     assert queue.remove(one) is False
-    assert queue.take() is other
+    assert queue.take("") is other
     assert queue.work == 0.0

@@ -9,20 +9,38 @@ import pytest
 
 from safelight.config import Config
 from safelight.errors import LoadError
+from safelight.model_list import ModelEntry
 from safelight.protocol import LoadProgress, Warm
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
+from safelight.server.model_instance import SERVING, ModelInstance, WorkerState
 from safelight.server.served_model import ServedModel
 from safelight.server.status import overall_status, worker_status
-from safelight.server.worker import Worker, WorkerState
+from safelight.server.worker import Worker
 from tests.unit.running_front import job
 
 
 def _worker(state: WorkerState = WorkerState.STARTING, worker_id: int = 0) -> Worker:
-    device = Device("cuda:1", "cuda:0", {})
-    worker = Worker(worker_id, device, Config(data_dir=Path("nowhere")), ServedModel("m"), Changes(), Metrics(dict))
-    worker.state = state
+    """With a process in this state, or with none, as the state has it."""
+    device, config, changes, metrics = (
+        Device("cuda:1", "cuda:0", {}),
+        Config(data_dir=Path("x")),
+        Changes(),
+        Metrics(dict),
+    )
+    model = ServedModel(ModelEntry(model="safelight/stub", name="m"), config)
+    worker = Worker(worker_id, device, config, model, changes, metrics)
+    if state in (WorkerState.FAILED, WorkerState.UNLOADED):
+        worker.wanted = None
+        worker.error = LoadError("the sentence") if state is WorkerState.FAILED else None
+    else:
+        instance = ModelInstance(worker_id, device, model, changes, metrics, ())
+        instance.state = state
+        if state in SERVING:
+            worker.current, worker.loader.has_been_ready = instance, True
+        else:
+            worker.loader.coming = instance
     return worker
 
 
@@ -46,6 +64,9 @@ def _worker(state: WorkerState = WorkerState.STARTING, worker_id: int = 0) -> Wo
         ("failed warming", "warming"),
         ("loading warming", "warming"),
         ("failed restarting", "loading"),
+        ("unloaded", "ready"),
+        ("unloaded ready", "ready"),
+        ("unloaded failed", "degraded"),
     ],
 )
 def test_the_workers_states_make_one_word(states: str, status: str) -> None:
@@ -65,6 +86,9 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "id": 0,
         "device": "cuda:1",
         "state": "loading",
+        "model": "m",
+        "coming": None,
+        "switch": None,
         "phase": "weights",
         "component": "transformer",
         "components_done": 5,
@@ -87,8 +111,8 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
 @pytest.mark.anyio
 async def test_each_component_says_how_many_of_its_bytes_are_there() -> None:
     worker = _worker(WorkerState.LOADING)
-    worker._model = ServedModel("safelight/stub")
-    await worker._model.refresh()
+    assert worker.model is not None
+    await worker.model.refresh()
 
     def filled() -> list[float]:
         parts = worker_status(worker)["components"]
@@ -120,8 +144,9 @@ def test_a_failed_worker_gives_its_sentence_and_promises_nothing() -> None:
 def test_a_busy_worker_names_its_jobs_and_their_steps_the_oldest_first() -> None:
     worker = _worker(WorkerState.READY)
     jobs = [job(num_images=2), job("job_2")]
+    assert worker.current is not None
     for running in jobs:
-        worker.reserve(running)
+        worker.current.reserve(running)
     jobs[0].step = 3
     entry = worker_status(worker)
     first = {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}

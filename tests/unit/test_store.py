@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import sqlite3
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from safelight.errors import IdempotencyMismatch, SafelightError, StorageFull, StorageUnavailable, StoreError
@@ -23,7 +25,7 @@ from safelight.server import database as database_module
 from safelight.server.database import FILE_NAME, IdempotencyKey, JobDatabase
 from safelight.server.janitor import tend
 from safelight.server.store import JobStore
-from tests.unit.running_front import job
+from tests.unit.running_front import asked, job
 
 pytestmark = pytest.mark.anyio
 
@@ -231,6 +233,28 @@ async def test_an_older_schema_is_migrated_in_one_transaction(tmp_path: Path, mo
     with contextlib.closing(JobStore.open(tmp_path)) as store:
         assert await store.get("job_1") is not None
         assert store._database._connection.execute("SELECT note FROM jobs").fetchall() == [(None,)]
+
+
+async def test_jobs_of_a_safelight_that_served_one_model_only_are_the_default_models(tmp_path: Path) -> None:
+    """Schema version 2, whose requests name no model."""
+    request = json.loads(msgspec.json.encode(asked(prompt="an old one")))
+    assert request.pop("model") == ""
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as old:
+        old.executescript("".join(database_module._MIGRATIONS[:2]))
+        old.execute("PRAGMA user_version=2")
+        old.execute(
+            "INSERT INTO jobs (id, status, attempt, crashes, owner, created_s, request) "
+            "VALUES ('job_1', 'queued', 0, 0, '', 1.0, ?)",
+            (json.dumps(request).encode(),),
+        )
+        old.commit()
+    with contextlib.closing(JobStore.open(tmp_path)) as store:
+        (restored,) = await store.restore()
+        assert (restored.request.model, restored.params.prompt) == ("", "an old one")
+        await store.add(job("job_2", model="b"), None)
+        assert {found.id: found.request.model for found in await store.restore()} == {"job_1": "", "job_2": "b"}
+        (version,) = store._database._connection.execute("PRAGMA user_version").fetchone()
+        assert version == len(database_module._MIGRATIONS) > 2
 
 
 @pytest.mark.parametrize("damage", ["garbage", "flipped page", "truncated"])

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from safelight.jobs import JobStatus
+from tests.unit.running_front import serving_instance
 from tests.unit.stub_front import events, stub_server
 
 pytestmark = pytest.mark.anyio
@@ -83,8 +84,9 @@ async def test_a_worker_that_dies_shows_nothing_twice(tmp_path: Path, monkeypatc
         request = asyncio.create_task(client.post(IMAGES, json=BODY | {"partial_images": 3}))
         while not (jobs := front.workers[0].jobs) or len(jobs[0].previews) < 2:
             await front.changes.wait()
-        assert front.workers[0]._process is not None
-        os.kill(front.workers[0]._process.pid, signal.SIGKILL)
+        process = serving_instance(front)._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
         data = [json.loads(event["data"]) for event in events((await request).text)]
         assert [event.get("partial_image_index") for event in data] == [0, 1, 2, None]
         assert data[-1]["type"] == "image_generation.completed"

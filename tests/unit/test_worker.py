@@ -16,15 +16,18 @@ import pytest
 from safelight.config import Config
 from safelight.errors import CheckpointInvalid, CheckpointNotFound, LoadError, NotEnoughMemory, WorkerCrashed
 from safelight.jobs import Job
+from safelight.model_list import ModelEntry
 from safelight.protocol import Cancelled, Failed, Generate, JobOutcome, JobProgress, StepDone, Succeeded
-from safelight.server import worker as worker_module
+from safelight.server import loader as loader_module
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
+from safelight.server.loader import Loader
 from safelight.server.metrics import Metrics
+from safelight.server.model_instance import WorkerState
 from safelight.server.served_model import ServedModel
 from safelight.server.status import worker_status
-from safelight.server.worker import Worker, WorkerState, load_failure
+from safelight.server.worker import Worker
 from safelight.server.worker_jobs import OnProgress
 from safelight.server.worker_process import WorkerProcess
 from tests.unit.fake_worker import PHASE_SECONDS, worker_command
@@ -37,7 +40,7 @@ CPU = Device("cpu", "cpu", {"CUDA_VISIBLE_DEVICES": ""})
 
 @pytest.fixture(autouse=True)
 def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01, 0.02, 0.03))
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01, 0.02, 0.03))
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +52,9 @@ async def kept_worker(
     config = Config(**defaults | settings)
     changes = Changes()
     command = worker_command(behaviour, folder / "marker")
-    worker = Worker(0, CPU, config, ServedModel(config.model), changes, Metrics(dict), command)
+    worker = Worker(
+        0, CPU, config, ServedModel(ModelEntry(model=config.model), config), changes, Metrics(dict), command
+    )
     keeping = asyncio.create_task(worker.keep())
     try:
         yield worker, changes
@@ -60,7 +65,7 @@ async def kept_worker(
 
 
 async def _run(worker: Worker, changes: Changes, running: Job, steps: list[int] | None = None) -> JobOutcome:
-    await until(changes, lambda: worker.admits(running))
+    await until(changes, lambda: worker.current is not None and worker.current.admits(running))
     running.attempt += 1
 
     def on_progress(progress: JobProgress) -> None:
@@ -72,13 +77,15 @@ async def _run(worker: Worker, changes: Changes, running: Job, steps: list[int] 
 
 async def _run_with(worker: Worker, running: Job, on_progress: OnProgress) -> JobOutcome:
     """From the place to the outcome, as the dispatcher does it."""
-    worker.reserve(running)
+    instance = worker.current
+    assert instance is not None
+    instance.reserve(running)
     try:
         return await asyncio.wait_for(
-            worker.run(running, Generate(running.id, running.attempt, running.params), on_progress), TIMEOUT_S
+            instance.run(running, Generate(running.id, running.attempt, running.params), on_progress), TIMEOUT_S
         )
     finally:
-        worker.release(running)
+        instance.release(running)
 
 
 async def test_a_worker_goes_from_starting_to_ready_and_reports_on_the_way(
@@ -95,17 +102,17 @@ async def test_a_worker_goes_from_starting_to_ready_and_reports_on_the_way(
         states = list(dict.fromkeys(state for state, _ in seen))
         assert states in (["starting", "loading", "warming", "ready"], ["starting", "loading", "ready"])
         assert ("loading", 40) in seen
-        assert worker.has_been_ready
+        assert worker.loader.has_been_ready
         assert worker.load.phase_seconds == PHASE_SECONDS
         assert worker.load.seconds >= 0.3
-        assert worker.restarts == 0
+        assert worker.loader.restarts == 0
 
 
 async def test_warming_is_a_state_of_its_own(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with kept_worker(tmp_path, checkpoint_dir, "never_finishes_warmup") as (worker, changes):
         await until(changes, lambda: worker.state is WorkerState.WARMING)
         assert not worker.is_idle
-        assert not worker.has_been_ready
+        assert not worker.loader.has_been_ready
 
 
 async def test_the_worker_is_told_what_to_load_and_how(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -144,6 +151,8 @@ async def test_the_time_of_a_load_is_the_eta_of_the_next(tmp_path: Path, checkpo
         assert worker.load.eta_s == pytest.approx(1000, abs=10)
         await until(changes, lambda: worker.is_idle)
     for _ in range(100):
+        history = LoadHistory(tmp_path)
+        history.read()
         if (seconds := history.seconds(str(checkpoint_dir), "cpu")) != 1000.0:
             break
         await asyncio.sleep(0.01)
@@ -169,8 +178,8 @@ async def test_a_failed_load_keeps_the_workers_error_and_waits(tmp_path: Path, c
         await until(changes, lambda: worker.state is WorkerState.FAILED)
         assert isinstance(worker.error, CheckpointInvalid)
         assert worker.error.message == "vae/config.json is missing"
-        assert load_failure([worker]) is worker.error
-        assert worker.restarts == 0
+        assert list(worker.loader.errors.values()) == [worker.error]
+        assert worker.loader.restarts == 0
         assert not psutil.Process().children()
 
 
@@ -196,34 +205,26 @@ async def test_a_process_that_cannot_be_started_is_a_failed_load(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", no_memory)
     async with kept_worker(tmp_path, checkpoint_dir, "is_ready") as (worker, changes):
+        model = worker.wanted
         await until(changes, lambda: worker.state is WorkerState.FAILED)
         assert worker.error is not None
         assert "no worker could be started" in worker.error.message
         monkeypatch.undo()
-        worker.retry()
+        worker.want(model)
         await until(changes, lambda: worker.is_idle)
 
 
 async def test_a_retry_after_a_failed_load_shows_at_once_and_loads(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with kept_worker(tmp_path, checkpoint_dir, "fails_to_load_once") as (worker, changes):
+        model = worker.wanted
         await until(changes, lambda: worker.state is WorkerState.FAILED)
         assert isinstance(worker.error, NotEnoughMemory)
-        worker.retry()
+        worker.want(model)
         assert worker_status(worker)["state"] == "starting"
         assert worker_status(worker)["error"] is None
         assert worker_status(worker)["bytes_done"] == 0
-        assert load_failure([worker]) is None
+        assert worker.loader.errors == {}
         await until(changes, lambda: worker.is_idle)
-
-
-async def test_a_retry_of_a_worker_that_has_not_failed_does_nothing(tmp_path: Path, checkpoint_dir: Path) -> None:
-    async with kept_worker(tmp_path, checkpoint_dir, "fails_to_load_once") as (worker, changes):
-        worker.retry()
-        await until(changes, lambda: worker.state is WorkerState.FAILED)
-        worker.retry()
-        await until(changes, lambda: worker.is_idle)
-        worker.retry()
-        assert worker.is_idle
 
 
 # --- deaths -------------------------------------------------------------------------------------------------------
@@ -232,27 +233,26 @@ async def test_a_retry_of_a_worker_that_has_not_failed_does_nothing(tmp_path: Pa
 async def test_a_worker_that_dies_while_loading_is_replaced(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with kept_worker(tmp_path, checkpoint_dir, "dies_while_loading_once") as (worker, changes):
         await until(changes, lambda: worker.is_idle)
-        assert worker.restarts == 1
+        assert worker.loader.restarts == 1
 
 
 async def test_a_worker_that_always_dies_while_loading_backs_off_longer_each_time(
     tmp_path: Path, checkpoint_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays: list[float] = []
-    monkeypatch.setattr(worker_module, "_BACK_OFF_S", (0.0, 0.01, 0.011, 0.012))
-    sleep = asyncio.sleep
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01, 0.011, 0.012))
+    back_off_s = Loader.back_off_s
 
-    async def noted_sleep(delay_s: float) -> None:
-        if 0.01 <= delay_s < 1:
-            delays.append(delay_s)
-        await sleep(delay_s)
+    def noted(self: Loader) -> float:
+        delays.append(back_off_s(self))
+        return delays[-1]
 
-    monkeypatch.setattr(asyncio, "sleep", noted_sleep)
+    monkeypatch.setattr(Loader, "back_off_s", noted)
     async with kept_worker(tmp_path, checkpoint_dir, "dies_while_loading") as (worker, changes):
-        await until(changes, lambda: worker.restarts == 4)
+        await until(changes, lambda: worker.loader.restarts == 4)
         assert worker.state is WorkerState.RESTARTING
-        assert load_failure([worker]) is None
-    assert delays[:3] == [0.01, 0.011, 0.012]
+        assert worker.loader.errors == {}
+    assert delays[:4] == [0.0, 0.01, 0.011, 0.012]
 
 
 async def test_a_worker_that_dies_in_a_job_fails_it_and_is_replaced(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -265,7 +265,7 @@ async def test_a_worker_that_dies_in_a_job_fails_it_and_is_replaced(tmp_path: Pa
         assert not worker.is_idle
         outcome = await _run(worker, changes, job("job_2"))
         assert isinstance(outcome, Succeeded)
-        assert worker.restarts == 1
+        assert worker.loader.restarts == 1
 
 
 @pytest.mark.parametrize("behaviour", ["writes_garbage", "writes_broken_text", "announces_four_gigabytes"])
@@ -277,7 +277,7 @@ async def test_a_worker_that_writes_nonsense_is_replaced_and_its_job_fails(
             with pytest.raises(WorkerCrashed):
                 await _run(worker, changes, job(name))
         await until(changes, lambda: worker.is_idle)
-        assert worker.restarts == 2
+        assert worker.loader.restarts == 2
 
 
 async def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -286,7 +286,7 @@ async def test_an_idle_worker_that_is_killed_is_replaced(tmp_path: Path, checkpo
         psutil.Process().children()[0].kill()
         await until(changes, lambda: not worker.is_idle)
         await until(changes, lambda: worker.is_idle)
-        assert worker.restarts == 1
+        assert worker.loader.restarts == 1
 
 
 async def test_a_worker_that_is_about_to_end_is_not_idle(
@@ -330,7 +330,7 @@ async def test_a_job_that_fails_leaves_the_worker_ready(tmp_path: Path, checkpoi
         outcome = await _run(worker, changes, job())
         assert outcome == Failed("job_1", 1, "out_of_memory", "64x64 is too large for cuda:0")
         assert worker.is_idle
-        assert worker.restarts == 0
+        assert worker.loader.restarts == 0
 
 
 async def test_a_cancelled_job_stops_before_its_last_step(tmp_path: Path, checkpoint_dir: Path) -> None:
@@ -385,17 +385,3 @@ async def test_a_loaded_worker_ends_politely(tmp_path: Path, checkpoint_dir: Pat
         await until(changes, lambda: worker.is_idle)
         await worker.stop()
     assert (tmp_path / "marker").exists()
-
-
-# --- all workers together -----------------------------------------------------------------------------------------
-
-
-async def test_only_when_every_worker_failed_will_none_be_ready(tmp_path: Path, checkpoint_dir: Path) -> None:
-    workers = [
-        Worker(index, CPU, Config(data_dir=tmp_path), ServedModel("m"), Changes(), Metrics(dict)) for index in range(2)
-    ]
-    workers[0].state, workers[0].error = WorkerState.FAILED, LoadError("the first sentence")
-    assert load_failure(workers) is None
-    workers[1].state, workers[1].error = WorkerState.FAILED, LoadError("the second sentence")
-    assert load_failure(workers) is workers[0].error
-    assert load_failure([]) is None

@@ -33,7 +33,7 @@ class Finding:
 def doctor(config: Config) -> int:
     """Prints every finding; 1 if one of them keeps the server from serving."""
     findings = []
-    for check in (_machine, _data_dir, _port, _model):
+    for check in (_machine, _data_dir, _port, _models):
         for finding in _guarded(check, config):
             findings.append(finding)
             mark = "ok  " if finding.is_ok else "FAIL" if finding.is_fatal else "warn"
@@ -68,6 +68,11 @@ def _data_dir(config: Config) -> Iterator[Finding]:
 def _port(config: Config) -> Iterator[Finding]:
     bind(config.host, config.port).close()
     yield Finding(True, f"port {config.port} on {config.host} is free")
+
+
+def _models(config: Config) -> Iterator[Finding]:
+    for entry in config.entries:
+        yield from _guarded(_model, config.of(entry))
 
 
 def _model(config: Config) -> Iterator[Finding]:

@@ -14,10 +14,11 @@ from safelight.client import Client, Picture, find_server
 from safelight.commands.developing import Developing
 from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
-from safelight.config import load_config, parse_size
+from safelight.config import EMBEDDED_MODEL, load_config
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
 from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams, ImageFormat
+from safelight.setting_values import parse_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,8 +58,11 @@ def _find_server(url: str | None, api_key: str | None) -> Client | None:
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
-    asked: dict[str, Any] = {"seed": args.seed, "num_inference_steps": args.steps, "size": args.size}
-    asked |= {
+    asked: dict[str, Any] = {
+        "model": args.model,
+        "seed": args.seed,
+        "num_inference_steps": args.steps,
+        "size": args.size,
         "partial_images": previews,
         "loras": [{"name": use.name, "scale": use.scale} for use in args.lora] or None,
     }
@@ -73,7 +77,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
     from safelight.engine.options import EngineOptions
 
     config = load_config({}, os.environ)
-    checkpoint = open_checkpoint(args.model, config.pulled_models, args.base_model)
+    checkpoint = open_checkpoint(args.model or EMBEDDED_MODEL, config.pulled_models, args.base_model)
     card = checkpoint.card
     for use in args.lora:  # known before the model is loaded
         AdapterDirectories.of(checkpoint, config.adapters_dir).read(use.name)

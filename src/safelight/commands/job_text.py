@@ -10,7 +10,8 @@ from safelight.status_text import age_text, duration_text, state_style
 from safelight.terminal import Look, cells, clipped, printable
 
 _STATUS: dict[str, str] = {"starting": "queued", "processing": "running", "canceled": "cancelled"}
-_HEADERS = ("ID", "STATUS", "AGE", "SIZE", "PROGRESS", "TIME", "PROMPT")
+_HEADERS = ("ID", "STATUS", "AGE", "MODEL", "SIZE", "PROGRESS", "TIME", "PROMPT")
+_MODEL_COLUMN = _HEADERS.index("MODEL")
 _STATUS_COLUMN = _HEADERS.index("STATUS")
 _GAP = "  "
 _LEAST_PROMPT_COLUMNS = 8
@@ -40,11 +41,13 @@ def prompt_of(job: dict[str, Any]) -> str:
 
 
 def job_table(jobs: Sequence[dict[str, Any]], columns: int | None, look: Look) -> list[str]:
-    """A line of headings and one for each job, at most so many columns wide."""
+    """A line of headings and one for each job, at most so many columns wide. Their model, if it is not the same."""
     rows = [_HEADERS, *(_row(job) for job in jobs)]
-    widths = [max(cells(row[column]) for row in rows) for column in range(len(_HEADERS) - 1)]
+    if len({job["model"] for job in jobs}) < 2:
+        rows = [(*row[:_MODEL_COLUMN], *row[_MODEL_COLUMN + 1 :]) for row in rows]
+    widths = [max(cells(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     left = None if columns is None else max(columns - sum(widths) - len(_GAP) * len(widths), _LEAST_PROMPT_COLUMNS)
-    return [_line(row, widths, left, look, is_heading=row is _HEADERS) for row in rows]
+    return [_line(row, widths, left, look, is_heading=number == 0) for number, row in enumerate(rows)]
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: int | None, look: Look, *, is_heading: bool) -> str:
@@ -62,6 +65,7 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
         short_id(job["id"]),
         status_of(job),
         age_text(age_s(job)),
+        printable(job["model"]),
         size,
         progress_text(job),
         time_text(job),
@@ -98,6 +102,7 @@ def job_facts(job: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("id", job["id"]),
         ("status", status),
+        ("model", job["model"]),
         ("prompt", prompt_of(job)),
         ("not", params["negative_prompt"] or ""),
         ("size", f"{params['width']}x{params['height']}"),

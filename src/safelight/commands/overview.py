@@ -24,8 +24,10 @@ def overview(view: View, url: str, columns: int, look: Look) -> list[str]:
     lines = [_header(view, view.status, columns, look), _address(view, url, columns, look), ""]
     lines += [_queue(view.status, columns, look), ""]
     prompts = {job["id"]: prompt_of(job) for job in view.jobs}
+    models = view.status["models"] if len(view.status["models"]) > 1 else []
+    lines += [_model(model, columns, look) for model in models] + [""] * bool(models)
     for worker in view.status["workers"]:
-        lines += _worker(worker, prompts, columns, look)
+        lines += _worker(worker, prompts, columns, look, names_model=bool(models))
     lines += _waiting(view.jobs, columns, look)
     return lines + _errors(view, columns, look)
 
@@ -59,8 +61,21 @@ def _queue(status: dict[str, Any], columns: int, look: Look) -> str:
     return "queue    " + fitted(pieces, columns - 9, look)
 
 
-def _worker(worker: dict[str, Any], prompts: dict[str, str], columns: int, look: Look) -> list[str]:
+def _model(model: dict[str, Any], columns: int, look: Look) -> str:
+    pieces = [Piece(printable(model["id"]), "1"), Piece(model["state"], state_style(model["state"]))]
+    pieces += [Piece(" ".join(model["loaded_on"]))] if model["loaded_on"] else []
+    pieces += [Piece("pinned")] if model["pinned"] else []
+    pieces += [Piece(f"{model['waiting']} waiting")] if model["waiting"] else []
+    pieces += [Piece(printable(model["error"]), "31")] if model["error"] else []
+    return "model    " + fitted(pieces, columns - 9, look)
+
+
+def _worker(
+    worker: dict[str, Any], prompts: dict[str, str], columns: int, look: Look, *, names_model: bool
+) -> list[str]:
     pieces = [Piece(worker["device"], "1"), Piece(worker["state"], state_style(worker["state"]))]
+    if names_model and worker["model"]:
+        pieces.append(Piece(printable(worker["model"])))
     if worker["restarts"]:
         pieces.append(Piece(f"{worker['restarts']} restart{'s' if worker['restarts'] > 1 else ''}"))
     if worker["error"]:
@@ -68,6 +83,9 @@ def _worker(worker: dict[str, Any], prompts: dict[str, str], columns: int, look:
     lines = [f"worker {worker['id']} " + fitted(pieces, columns - 9, look)]
     if is_loading(worker):
         lines.append("         " + load_line(worker | {"error": None}, columns - 9, look))
+    if coming := worker["coming"]:
+        lines.append("         " + fitted([Piece(f"{printable(coming['model'])} comes next")], columns - 9, look))
+        lines.append("         " + load_line(coming, columns - 9, look))
     for job in worker["jobs"]:
         described = [step_piece(job, _STEP_CELLS), Piece(short_id(job["id"]), "2"), Piece(prompts.get(job["id"], ""))]
         lines.append("         " + fitted([piece for piece in described if piece.text], columns - 9, look))

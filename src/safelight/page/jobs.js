@@ -140,7 +140,7 @@ export class Jobs {
     this.#put({ id, status: "sending", input, params, created_at: new Date().toISOString(), warnings: [] });
     this.select(id);
     try {
-      this.#put(await this.#send(id, input));
+      this.#put(await this.#send(id, { input, ...this.#server.asked }));
     } catch (error) {
       this.#remove(id);
       this.select(before);
@@ -149,10 +149,10 @@ export class Jobs {
     if (!this.#isFound({ params })) await this.find("");
   }
 
-  async #send(id, input) {
+  async #send(id, body) {
     for (;;) {
       try {
-        return await this.#api.json(`${LIST}/${id}`, { method: "PUT", body: { input } });
+        return await this.#api.json(`${LIST}/${id}`, { method: "PUT", body });
       } catch (error) {
         if (!(error instanceof Disconnected)) throw error;
         await new Promise((resolve) => setTimeout(resolve, RESEND_MS));

@@ -1,4 +1,4 @@
-/** What is known of the server: its state, followed live, and the model that it serves. */
+/** What is known of the server: its state, followed live, and the models that it serves. */
 
 import { followEvents } from "./events.js";
 import { Observable } from "./observable.js";
@@ -10,7 +10,9 @@ export class Server {
   /** @type {Observable<any>} the body of /v1/status, null before the first */
   status = new Observable(null);
   connection = new Observable(Connection.CONNECTING);
-  /** @type {Observable<any>} the model's entry of /v1/models, null while its files are not read */
+  /** @type {Observable<any[]>} entries of /v1/models whose files are read, the default first */
+  models = new Observable([]);
+  /** @type {Observable<any>} the one of them that is to draw, null while there is none */
   model = new Observable(null);
   /** @type {Observable<string[]>} names of the LoRA adapters that fit the model */
   loras = new Observable([]);
@@ -29,16 +31,29 @@ export class Server {
     this.#follow();
   }
 
-  /** Tries again to load a model that could not be loaded. Throws as `Api.fetch`. */
-  async load() {
-    const name = this.status.value.model;
+  /** Has the next pictures drawn by the model of that name, if there is one. */
+  choose(name) {
+    const found = this.models.value.find(({ id }) => id === name);
+    if (!found) return;
+    this.model.value = found;
+    this.askForLoras();
+    keep(name);
+  }
+
+  /** @returns {{model?: string}} what requests say of the model: nothing, where there is no choice */
+  get asked() {
+    return this.models.value.length > 1 ? { model: this.model.value.id } : {};
+  }
+
+  /** Has a model loaded, or tries again where that has failed. Throws as `Api.fetch`. */
+  async load(name = this.status.value.model) {
     this.status.value = await this.#api.json(`/v1/models/${encodeURI(name)}/load`, { method: "POST" });
   }
 
   /** Adapters come and go while the server runs. */
   async askForLoras() {
     try {
-      const { data } = await this.#api.json("/v1/loras");
+      const { data } = await this.#api.json(`/v1/loras?model=${encodeURIComponent(this.model.value.id)}`);
       this.loras.value = data.filter(({ fits }) => fits).map(({ name }) => name);
     } catch {
       // Then there are those that were known.
@@ -73,12 +88,33 @@ export class Server {
     this.#isAsking = true;
     try {
       const { data } = await this.#api.json("/v1/models");
-      this.model.value = data[0] ?? null;
+      this.models.value = data.filter((entry) => entry.tasks && !entry.alias_of);
+      const kept = this.models.value.find(({ id }) => id === keptModel());
+      this.model.value = kept ?? this.models.value[0] ?? null;
       if (this.model.value) this.askForLoras();
     } catch {
       // The next status asks again.
     } finally {
       this.#isAsking = false;
     }
+  }
+}
+
+const CHOSEN = "safelight.model";
+
+/** @returns {string | null} the model that was chosen last in this browser */
+function keptModel() {
+  try {
+    return localStorage.getItem(CHOSEN);
+  } catch {
+    return null;
+  }
+}
+
+function keep(name) {
+  try {
+    localStorage.setItem(CHOSEN, name);
+  } catch {
+    // Storage is switched off or full: the next visit begins with the default.
   }
 }

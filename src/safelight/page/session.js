@@ -6,6 +6,7 @@ import { ApiKey } from "./key.js";
 import { Observable } from "./observable.js";
 import { Pictures, Previews } from "./pictures.js";
 import { Server } from "./server.js";
+import { defaultSettings } from "./settings.js";
 import { Source } from "./source.js";
 
 export class Session {
@@ -24,6 +25,13 @@ export class Session {
   start() {
     this.jobs.start();
     this.server.start();
+  }
+
+  /** Has the next pictures drawn by another model, as that usually draws; what they show stays. */
+  choose(name) {
+    this.server.choose(name);
+    const { prompt, seed, isSeedLocked, count, format, strength } = this.settings.value;
+    this.set({ ...defaultSettings(this.server.model.value), prompt, seed, isSeedLocked, count, format, strength });
   }
 
   /** Changes some of the settings. */

@@ -5,11 +5,12 @@ const KEY = "SAFELIGHT_KEY"; // of the environment: a key is never copied along
 /**
  * @param {any} job
  * @param {boolean} hasKey
+ * @param {boolean} hasModels whether the server has several, so that it must be said which
  * @returns {string} a command that makes the same picture
  */
-export function asCurl(job, hasKey) {
+export function asCurl(job, hasKey, hasModels) {
   const { params } = job;
-  const body = members(params);
+  const body = { ...(hasModels ? { model: job.model } : {}), ...members(params) };
   const lines = [`curl -s ${location.origin}/v1/images/${params.source ? "edits" : "generations"}`];
   if (hasKey) lines.push(`-H "Authorization: Bearer $${KEY}"`);
   if (params.num_images === 1) lines.push(`-H 'Accept: image/${params.output_format}'`);

@@ -26,7 +26,7 @@ PUBLIC_PATHS = frozenset(
 the page is for everybody."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_ADMIN_SUFFIX = "/load"
+_ADMIN_SUFFIXES = ("/load", "/unload", "/pin", "/unpin")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -60,7 +60,7 @@ class Admission:
         is_public = path in PUBLIC_PATHS or path.startswith(SIGNED_PREFIX) or is_page(method, path, headers)
         if caller is None and not is_public:
             raise Unauthorized("this server needs an API key: send one as Authorization: Bearer KEY")
-        if method == "POST" and path.endswith(_ADMIN_SUFFIX) and not (caller and caller.is_admin):
+        if method == "POST" and path.endswith(_ADMIN_SUFFIXES) and not (caller and caller.is_admin):
             raise PermissionDenied("this needs an admin key")
         return caller
 

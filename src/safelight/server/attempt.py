@@ -1,4 +1,4 @@
-"""One try of a job by a worker: what comes of it, and what its progress says about the pace."""
+"""One try of a job by a worker process: what comes of it, and what its progress says about the pace."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from safelight.jobs import Job
 from safelight.protocol import Cancelled, Drawn, Failed, Generate, JobOutcome, JobProgress, Preview, StepDone
 from safelight.server.ledger import JobLedger
 from safelight.server.metrics import Metrics
-from safelight.server.worker import Worker
+from safelight.server.model_instance import ModelInstance
 from safelight.tracing import NOT_TRACED, TraceContext
 
 log = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Of a job that has a place in the worker. ``device_s`` are the seconds of the device that it used.
+    """Of a job that has a place in a process. ``device_s`` are the seconds of the device that it used.
 
     Jobs that share the device share its time: each is charged its part only. So seconds per work stay those of the
     worker, however many jobs it has at once.
@@ -26,7 +26,7 @@ class Attempt:
     def __init__(
         self,
         job: Job,
-        worker: Worker,
+        instance: ModelInstance,
         ledger: JobLedger,
         metrics: Metrics,
         trace_context: TraceContext = NOT_TRACED,
@@ -34,22 +34,22 @@ class Attempt:
         self.device_s = 0.0
         self._trace_context = trace_context
         self._job = job
-        self._worker = worker
+        self._instance = instance
         self._ledger = ledger
         self._metrics = metrics
         self._charged_s = 0.0
 
     async def run(self) -> JobOutcome | WorkerCrashed:
         """Its outcome. ``Cancelled`` also if the job never began, for whatever reason: nothing speaks against it."""
-        job, worker = self._job, self._worker
+        job, instance = self._job, self._instance
         try:
             files = await self._ledger.source_files(job)
-            if job.is_cancel_requested or not worker.holds(job):  # since it left the queue
+            if job.is_cancel_requested or not instance.holds(job):  # since it left the queue
                 return Cancelled(job.id, job.attempt)
             self._charged_s = time.monotonic()
             names = job.request.request_id, dict(self._trace_context)
             order = Generate(job.id, job.attempt, job.params, *names, *files)
-            return await worker.run(job, order, self._on_progress)
+            return await instance.run(job, order, self._on_progress)
         except WorkerCrashed as error:
             return error
         except Exception:
@@ -81,4 +81,4 @@ class Attempt:
 
     @property
     def _sharing(self) -> int:
-        return max(len(self._worker.jobs_on_device), 1)
+        return max(len(self._instance.jobs_on_device), 1)

@@ -16,6 +16,7 @@ from safelight.server.aspect import RATIO, asked_size, sized
 from safelight.server.callers import idempotency_of, owner_of
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
+from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
 from safelight.server.uploads import Upload, read_base64_upload
@@ -30,7 +31,7 @@ MODELS = (
     "flux-kontext-max",
     "flux-pro-1.0-fill",
 )
-"""Paths under ``/v1/``; all of them mean the model that is served."""
+"""Paths under ``/v1/``: each means the model of that name if one is served, else the default."""
 
 _IMAGE_NAMES = ("input_image", "image", "image_prompt")
 
@@ -57,14 +58,15 @@ def routes(front: Front) -> APIRouter:
 
     async def create(body: FluxRequest, request: Request) -> dict[str, str]:
         """Accepts a job; ``polling_url`` tells how it is."""
-        card = await front.model.wait_for_card()
+        model = await _model(front, request.url.path.rpartition("/")[2])
+        card = model.card
         if body.webhook_url:
             raise UnsupportedValue("webhook_url is not offered: ask without it", param="webhook_url")
         output_format = ImageFormat(body.output_format or "jpeg")
         upload = await _upload(card, body)
         size = upload.size if upload else sized(card, body.width, body.height, body.aspect_ratio)
         params = params_of(body, card, size, None, output_format, None, upload=upload)
-        job = await submit(front, request, "bfl", params, await idempotency_of(request), upload=upload)
+        job = await submit(front, request, model, "bfl", params, await idempotency_of(request), upload=upload)
         return {"id": job.id, "polling_url": f"{str(request.base_url).rstrip('/')}/v1/get_result?id={job.id}"}
 
     for model in MODELS:
@@ -79,6 +81,12 @@ def routes(front: Front) -> APIRouter:
         return JSONResponse(_result(front, job, str(request.base_url).rstrip("/")))
 
     return router
+
+
+async def _model(front: Front, name: str) -> ServedModel:
+    """The model that has this name here; without one, the default."""
+    default = await front.models.wait_for(None)
+    return front.models.named(name) or default
 
 
 async def _upload(card: ModelCard, body: FluxRequest) -> Upload | None:

@@ -61,6 +61,9 @@ _MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX webhooks_by_time ON webhooks (due_s);
     """,
+    # Jobs name their model from here on: an earlier Safelight, which would draw all of them with its one, opens no such
+    # file. Jobs that name none are the default model's.
+    "",
 )
 """Each brings the schema one version further; ``user_version`` counts those that were applied."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
@@ -15,13 +14,17 @@ from safelight.jobs import Job, JobError, JobRequest, JobStatus
 from safelight.logs import about
 from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.attempt import Attempt
+from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
 from safelight.server.database import IdempotencyKey
+from safelight.server.forecast import Forecast
 from safelight.server.job_spans import JobSpans
 from safelight.server.ledger import JobLedger
 from safelight.server.metrics import Metrics
-from safelight.server.pace import Pace
-from safelight.server.worker import Worker, load_failure
+from safelight.server.model_instance import ModelInstance
+from safelight.server.pace import Paces
+from safelight.server.placement import Placement
+from safelight.server.worker import Worker
 from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
@@ -39,17 +42,22 @@ class Dispatcher:
     def __init__(
         self,
         ledger: JobLedger,
+        models: Catalogue,
         workers: Sequence[Worker],
         changes: Changes,
         metrics: Metrics,
+        model_wait_s: float,
         tracing: Tracing = NO_TRACING,
     ) -> None:
+        self.paces = Paces()
+        self.placement = Placement(models, workers, ledger.queue, changes, self.paces, model_wait_s)
+        self.forecast = Forecast(models, workers, ledger.queue, self.placement, self.paces)
         self._ledger = ledger
+        self._models = models
         self._queue = ledger.queue
         self._workers = workers
         self._changes = changes
         self._metrics = metrics
-        self._pace = Pace()
         self._spans = JobSpans(tracing)
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -65,22 +73,19 @@ class Dispatcher:
         """Accepts a job: it is on disk when this returns, with the files of its source. With a key that is known,
         returns that key's job.
 
-        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no worker can ever take it, ``LoadError``.
+        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no device can ever take it, ``LoadError``.
         """
-        job = Job(f"job_{uuid.uuid4().hex}", request, created_s=time.time())
+        job = Job(f"job_{uuid.uuid4().hex}", self._models.resolved(request), created_s=time.time())
         try:
-            self._refuse_if_closed()
-            self._queue.reserve(job, self._retry_after_s())
+            if self._closed:
+                raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
+            if reason := self._why_it_waits(job):
+                raise reason
+            self._queue.reserve(job, self.forecast.retry_after_s(job.request.model))
             return await self._keep(self._ledger.accept(job, idempotency, files or {}))
         except SafelightError as error:
             self._metrics.refused.labels(error.code).inc()
             raise
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
-        if failure := load_failure(self._workers):
-            raise failure
 
     def end(self, job: Job) -> asyncio.Future[Job]:
         """The job once it has ended. Raises ``ShuttingDown`` or ``LoadError`` if it is kept, but nobody works on it."""
@@ -95,7 +100,10 @@ class Dispatcher:
 
     def _why_it_waits(self, job: Job) -> SafelightError | None:
         """What keeps a waiting job from being done before someone does something about it."""
-        return _kept(job) if self._closed else load_failure(self._workers)
+        if self._closed:
+            return _kept(job)
+        model = self._models.named(job.request.model)
+        return self.placement.failure(model) if model else None
 
     async def cancel(self, job: Job, reason: str = "api") -> None:
         """A waiting job ends at once, a running one at its next denoising step, a finished one not at all."""
@@ -114,84 +122,71 @@ class Dispatcher:
         if not self._closed:
             self._let_run(self.cancel(job, "disconnect"), f"cancel {job.id}")
 
-    def position(self, job: Job) -> int | None:
-        """How many jobs will be taken before it; ``None`` if it does not wait."""
-        return self._queue.position(job)
-
-    def eta_s(self, job: Job) -> float | None:
-        """Seconds until the job will have ended, if it can be told; ``None`` before anything was measured."""
-        if job.status is JobStatus.RUNNING:
-            return self._pace.seconds(self._work_until_end(job))
-        place = self._queue.position(job) or 0
-        before = sum(waiting.params.work for waiting, _ in zip(self._queue, range(place), strict=False))
-        running = sum(_work_left(other) for other in self._ledger if other.status is JobStatus.RUNNING)
-        return self._pace.seconds((before + running) / self._serving_count + job.params.work)
-
-    def _work_until_end(self, job: Job) -> float:
-        """What its worker does until then: jobs that share its steps get on as fast as it does, or end sooner."""
-        mates = next((w.jobs_on_device for w in self._workers if job in w.jobs_on_device), [job])
-        return sum(min(_work_left(mate), _work_left(job)) for mate in mates)
-
-    def _retry_after_s(self) -> int:
-        return min(max(math.ceil(self._pace.job_seconds / self._serving_count), 1), 60)
-
-    @property
-    def _serving_count(self) -> int:
-        return max(sum(worker.is_serving for worker in self._workers), 1)
-
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Hands the head of the queue to a worker as soon as one admits it, for ever."""
+        """Gives the next job of each model to a device that has the model, as soon as one admits it, for ever."""
         while True:
-            if (job := self._queue.head) is not None and (worker := self._worker_for(job)) is not None:
-                await self._begin(self._queue.take(), worker)
+            if (found := self._next()) is not None:
+                model, instance = found
+                await self._begin(self._queue.take(model), instance)
             else:
                 await self._changes.wait()
 
-    def _worker_for(self, job: Job) -> Worker | None:
-        """The least busy worker that admits it: an idle device is better than a shared one."""
+    def _next(self) -> tuple[str, ModelInstance] | None:
+        """A model whose next job can begin, and where."""
         if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
             return None
-        admitting = [worker for worker in self._workers if worker.admits(job)]
-        return min(admitting, key=lambda worker: (len(worker.jobs_on_device), len(worker.jobs)), default=None)
+        for model in self._queue.models:
+            job = self._queue.head(model)
+            if job is not None and (instance := self._instance_for(job)) is not None:
+                return model, instance
+        return None
 
-    async def _begin(self, job: Job, worker: Worker) -> None:
+    def _instance_for(self, job: Job) -> ModelInstance | None:
+        """The least busy one that admits it: an idle device is better than a shared one."""
+        instances = [instance for worker in self._workers for instance in worker.instances]
+        admitting = [each for each in instances if each.model.name == job.request.model and each.admits(job)]
+        return min(admitting, key=lambda each: (len(each.jobs_on_device), len(each.jobs)), default=None)
+
+    async def _begin(self, job: Job, instance: ModelInstance) -> None:
         """One claim after the other: where the disk refuses one, the next would overtake it."""
-        worker.reserve(job)
+        instance.reserve(job)
         is_claimed = False
         try:
             is_claimed = await self._ledger.claim(job)
         finally:
             if not is_claimed:
-                worker.release(job)
+                instance.release(job)
         if is_claimed:
-            with about(**job.ids, worker_id=worker.id):
-                self._let_run(self._run(job, worker), f"run {job.id}")
+            with about(**job.ids, worker_id=instance.worker_id):
+                self._let_run(self._run(job, instance), f"run {job.id}")
 
     async def watch(self) -> None:
-        """Tells those who wait once no worker will ever be ready by itself. Their jobs are kept."""
+        """Tells those who wait once no device will have their model by itself. Their jobs are kept."""
         while True:
             await self._changes.wait()
-            if failure := load_failure(self._workers):
-                self._interrupt_waiting(failure)
+            for model in self._models:
+                if self._queue.count(model.name) and (failure := self.placement.failure(model)):
+                    for job in self._queue.of(model.name):
+                        self._ledger.interrupt(job, failure)
 
-    def _interrupt_waiting(self, error: SafelightError | None = None) -> None:
+    def _interrupt_waiting(self) -> None:
         for job in self._ledger:
             if job.status is JobStatus.QUEUED:
-                self._ledger.interrupt(job, error or _kept(job))
+                self._ledger.interrupt(job, _kept(job))
 
-    async def _run(self, job: Job, worker: Worker) -> None:
-        span = self._spans.begin(job, worker)
-        attempt = Attempt(job, worker, self._ledger, self._metrics, span.context)
+    async def _run(self, job: Job, instance: ModelInstance) -> None:
+        span = self._spans.begin(job, instance)
+        attempt = Attempt(job, instance, self._ledger, self._metrics, span.context)
         try:
             outcome = await attempt.run()
         finally:
-            worker.release(job)
+            instance.release(job)
         with self._spans.ending(job, span, outcome):
             await self._settle(job, outcome)
         if isinstance(outcome, Succeeded):
-            self._pace.measured(job.params.work, attempt.device_s)
+            self.paces.of(job.request.model).measured(job.params.work, attempt.device_s)
 
     async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
         """What one attempt came to."""
@@ -278,10 +273,6 @@ class Dispatcher:
 def _log_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("%s failed through a defect", task.get_name(), exc_info=error)
-
-
-def _work_left(job: Job) -> float:
-    return job.params.work * (1 - job.step / job.params.total_steps)
 
 
 def _cancelled(job: Job) -> JobError:

@@ -72,13 +72,12 @@ def routes(front: Front) -> APIRouter:
     @router.post("/edits", responses=ANSWERS, openapi_extra=_content("image", "prompt"))
     async def edit(request: Request) -> Response:
         """Changes a picture as the prompt says; with a mask, only there. The rest stays as it is, to the pixel."""
-        return await _edit(front, request, needs_prompt=True)
+        return await _edit(front, request)
 
     @router.post("/variations", responses=ANSWERS, openapi_extra=_content("image"))
     async def vary(request: Request) -> Response:
         """Draws the picture again, a little different."""
-        (await front.model.wait_for_card()).check_task(Task.IMAGE_TO_IMAGE)
-        return await _edit(front, request, needs_prompt=False, default_strength=_VARIATION_STRENGTH)
+        return await _edit(front, request, Task.IMAGE_TO_IMAGE, default_strength=_VARIATION_STRENGTH)
 
     async def options() -> Response:
         return Response(status_code=204, headers={"allow": "POST, OPTIONS"})
@@ -89,18 +88,22 @@ def routes(front: Front) -> APIRouter:
 
 
 async def _edit(
-    front: Front, request: Request, *, needs_prompt: bool, default_strength: float | None = None
+    front: Front, request: Request, task: Task | None = None, default_strength: float | None = None
 ) -> Response:
-    card = await front.model.wait_for_card()
+    """With a ``task``, which the model must be able to do, no prompt is needed."""
     async with _form(request) as form:
         body = _fields(form)
+        model = await front.models.wait_for(body.model)
+        card = model.card
+        if task is not None:
+            card.check_task(task)
         image, mask = await _image(form), await _file(form, "mask")
-    if needs_prompt and not body.prompt.strip():
+    if task is None and not body.prompt.strip():
         raise MissingParameter("prompt is required", param="prompt")
     size = None if body.size in (None, "auto") and not (body.width or body.height) else asked_size(body, card)
     strength = default_strength if body.strength is None else body.strength
     upload = await read_upload(card, image, mask, strength, size)
-    return await draw(front, request, body, card, "image_edit", upload)
+    return await draw(front, request, body, model, "image_edit", upload)
 
 
 @contextlib.asynccontextmanager

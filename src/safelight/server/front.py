@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-import msgspec
-
 from safelight import __version__
 from safelight.config import Config
-from safelight.errors import LoadError, ModelNotFound, Unavailable
 from safelight.jobs import Job, JobStatus
 from safelight.logs import about
-from safelight.model_card import ModelCard
+from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
-from safelight.server.devices import resolve_devices
+from safelight.server.devices import Device, resolve_devices
 from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
-from safelight.server.lora_shelf import LoraShelf
 from safelight.server.metrics import Metrics, Reading
+from safelight.server.model_status import model_status, models_loaded
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
 from safelight.server.secret_file import read_or_make_key
-from safelight.server.served_model import LISTED_ALIASES, ServedModel
+from safelight.server.served_model import ServedModel
 from safelight.server.status import (
     ServerStatus,
     device_memory,
@@ -65,20 +61,18 @@ class Front:
         self.tracing = tracing
         self.changes = Changes()
         self.metrics = Metrics(self._gauges)
-        self.model = ServedModel(
-            config.model,
-            config.pulled_models,
-            base_model=config.base_model,
-            has_aliases=config.model_aliases != "off",
-        )
-        self.loras = LoraShelf(config.adapters_dir, self.model)
+        self.models = Catalogue(config)
         self.workers = [
-            Worker(index, device, config, self.model, self.changes, self.metrics, worker_command)
-            for index, device in enumerate(resolve_devices(config.device))
+            Worker(index, device, config, model, self.changes, self.metrics, worker_command)
+            for index, (device, model) in enumerate(_first_models(resolve_devices(config.device), self.models))
         ]
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
-        self.dispatcher = Dispatcher(self.ledger, self.workers, self.changes, self.metrics, tracing)
+        self.dispatcher = Dispatcher(
+            self.ledger, self.models, self.workers, self.changes, self.metrics, config.model_wait_s, tracing
+        )
+        self.placement = self.dispatcher.placement
+        self.forecast = self.dispatcher.forecast
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
@@ -95,9 +89,8 @@ class Front:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begins to load. What is wrong with the model's files becomes a status, not an exception."""
-        with contextlib.suppress(LoadError):  # the workers will say so
-            await self.model.refresh()
+        """Begins to load. What is wrong with a model's files becomes a status, not an exception."""
+        await self.models.refresh()
         for worker in self.workers:
             with about(worker_id=worker.id):
                 self._start(worker.keep, f"keep worker {worker.id}")
@@ -105,25 +98,24 @@ class Front:
 
     async def _serve(self) -> None:
         """What an earlier server accepted comes first."""
-        if count := await self.ledger.restore():
+        if count := await self.ledger.restore(self.models.resolved):
             log.info("%d jobs go on that an earlier server accepted", count)
         self._start(self.dispatcher.watch, "watch")
         for job in self.ledger:
             self.webhooks.accompany(job)
         self._start(self.webhooks.run, "tell webhooks")
         self._start(self.dispatcher.serve, "hand out jobs")
+        self._start(self.placement.run, "place models")
         limit_bytes = self.config.result_limit_mb * 1_000_000
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(again_after_defects(work, name), name=name))
 
-    def load(self, model_id: str) -> None:
-        """Tries again to load after a failure. Raises ``ModelNotFound`` for any other model than the server's."""
-        if model_id not in (self.config.model, *(entry["id"] for entry in self.model_list())):
-            raise ModelNotFound(f"the model {model_id!r} is not served here; {self.config.model!r} is", param="model")
-        for worker in self.workers:
-            worker.retry()
+    @property
+    def model(self) -> ServedModel:
+        """The default: what requests mean that name none."""
+        return self.models.default
 
     def begin_drain(self) -> None:
         """From now on not ready, and no new work; ``drain`` does the rest."""
@@ -158,13 +150,18 @@ class Front:
 
     @property
     def is_ready(self) -> bool:
-        """A warm worker takes jobs, they can be stored, and the server does not drain."""
+        """A device takes jobs, they can be stored, and the server does not drain. ``Worker.takes_jobs`` says which."""
         return self.state in (ServerStatus.READY, ServerStatus.DEGRADED) and self.store.trouble is None
+
+    def is_model_ready(self, model: ServedModel) -> bool:
+        """As ``is_ready``, by a device that has this model."""
+        instances = (instance for worker in self.workers for instance in worker.instances)
+        return self.is_ready and any(each.model is model and each.is_serving for each in instances)
 
     @property
     def has_started(self) -> bool:
         """A warm-up image was made since this process began."""
-        return any(worker.has_been_ready for worker in self.workers)
+        return any(worker.loader.has_been_ready for worker in self.workers)
 
     @property
     def uptime_s(self) -> float:
@@ -176,7 +173,8 @@ class Front:
             "status": self.state.value,
             "version": __version__,
             "uptime_s": round(self.uptime_s, 2),
-            "model": self.config.model,
+            "model": self.model.name,
+            "models": [model_status(model, self.workers, self.queue) for model in self.models],
             "queue": {
                 "waiting": self.ledger.count(JobStatus.QUEUED),
                 "running": self.ledger.count(JobStatus.RUNNING),
@@ -190,8 +188,9 @@ class Front:
     def show(self, job: Job, base_url: str) -> dict[str, Any]:
         """A job as the job API has it; addresses begin with ``base_url``."""
         output = [base_url + self.links.path(job.id, index) for index in range(job.params.num_images)]
-        position, eta_s = self.dispatcher.position(job), self.dispatcher.eta_s(job)
-        return prediction(job, self.model.name, base_url, output, position, eta_s)
+        return prediction(
+            job, self.models.id_of(job.request), base_url, output, self.forecast.position(job), self.forecast.eta_s(job)
+        )
 
     def _gauges(self) -> dict[str, Reading]:
         return {
@@ -208,19 +207,10 @@ class Front:
             **device_memory(self.workers),
             "storage_ok": self.store.trouble is None,
             "uptime_seconds": self.uptime_s,
-            "build_info": {(__version__, self.model.name): 1},
+            "model_requests_waiting": {(model.name,): self.queue.count(model.name) for model in self.models},
+            "model_workers": models_loaded(self.models, self.workers),
+            "build_info": {(__version__, model.name): 1 for model in self.models},
         }
-
-    def model_list(self) -> list[dict[str, Any]]:
-        """Entries of ``/v1/models``: what OpenAI's list has, and what the model can do. Empty if it is unreadable."""
-        try:
-            card = self.model.card
-        except Unavailable:
-            return []
-        names = [card.id, *(LISTED_ALIASES if self.config.model_aliases == "list" else ())]
-        return [
-            {"id": name, "object": "model", "created": 0, "owned_by": "safelight", **_abilities(card)} for name in names
-        ]
 
 
 async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
@@ -233,21 +223,10 @@ async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], nam
             await asyncio.sleep(_DEFECT_PAUSE_S)
 
 
-def _abilities(card: ModelCard) -> dict[str, Any]:
-    return {
-        "title": card.title,
-        "description": card.description,
-        "tasks": [task.value for task in card.tasks],
-        "family": card.family.value,
-        "default_size": f"{card.default_width}x{card.default_height}",
-        "size_multiple": card.size_multiple,
-        "min_size": card.min_size,
-        "max_size": card.max_size,
-        "default_num_inference_steps": card.default_num_inference_steps,
-        "max_num_inference_steps": card.max_num_inference_steps,
-        "default_guidance_scale": card.default_guidance_scale,
-        "max_guidance_scale": card.max_guidance_scale,
-        "max_sequence_length": card.max_sequence_length,
-        "examples": card.examples,
-        "vocabulary": None if card.vocabulary is None else msgspec.to_builtins(card.vocabulary),
-    }
+def _first_models(devices: Sequence[Device], models: Catalogue) -> list[tuple[Device, ServedModel]]:
+    """Each pinned model gets a device, all others the default."""
+    pinned = [model for model in models if model.is_pinned]
+    if len(pinned) > len(devices):
+        log.warning("%d models are pinned, but there are %d devices: not all can be loaded", len(pinned), len(devices))
+    rest = [models.default] * len(devices)
+    return list(zip(devices, [*pinned, *rest], strict=False))

@@ -14,8 +14,8 @@ from safelight.server.callers import is_known
 from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
+from safelight.server.model_instance import WorkerState
 from safelight.server.status import ServerStatus
-from safelight.server.worker import WorkerState
 
 _MIN_INTERVAL_S = 0.1
 _PING_S = 15.0
@@ -49,7 +49,10 @@ def routes(front: Front) -> APIRouter:
     @router.get("/readyz")
     @router.get("/v2/health/ready", include_in_schema=False)
     async def readyz(request: Request) -> JSONResponse:
-        """200 only while jobs are taken and stored, and the server does not drain; the body says what is missing."""
+        """200 only while jobs are taken and stored, and the server does not drain; the body says what is missing.
+
+        It stays 200 while a worker goes from one model to another, or has unloaded its model for want of jobs.
+        """
         return _probe(front, request, ok=front.is_ready)
 
     @router.head("/startupz", include_in_schema=False)

@@ -20,6 +20,7 @@ from safelight.server.files import picture_response
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
+from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRequest
 from safelight.server.submission import submit
 from safelight.server.uploads import is_picture, read_base64_upload
@@ -89,22 +90,20 @@ def routes(front: Front) -> APIRouter:
     @router.post("/models/{model_id:path}", response_class=Response)
     async def infer(model_id: str, body: InferenceRequest, request: Request) -> Response:
         """One picture by the model of that name."""
-        await front.model.wait_for_card()
-        front.model.check_name(model_id)
-        return await _infer(front, body, request)
+        return await _infer(front, await front.models.wait_for(model_id), body, request)
 
     @router.post("/hf/image-to-image", response_class=Response)
     @router.post("/hf/text-to-image", response_class=Response)
     @router.post("/", response_class=Response)
     async def infer_here(body: InferenceRequest, request: Request) -> Response:
-        """One picture by the model that is served."""
-        return await _infer(front, body, request)
+        """One picture by the default model."""
+        return await _infer(front, await front.models.wait_for(None), body, request)
 
     return router
 
 
-async def _infer(front: Front, body: InferenceRequest, request: Request) -> Response:
-    card = await front.model.wait_for_card()
+async def _infer(front: Front, model: ServedModel, body: InferenceRequest, request: Request) -> Response:
+    card = model.card
     asked, upload = body.parameters or InferenceParameters(), None
     if asked.prompt or body.inputs.startswith(_DATA_URI):
         wants_size = asked.target_size or asked.width or asked.height
@@ -117,7 +116,7 @@ async def _infer(front: Front, body: InferenceRequest, request: Request) -> Resp
     params = params_of(asked, card, size, None, output_format, None, upload=upload)
     key = await idempotency_of(request)
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
-    job = await submit(front, request, "huggingface", params, key, upload=upload)
+    job = await submit(front, request, model, "huggingface", params, key, upload=upload)
     await follow(request, front.dispatcher, job, on_disconnect)
     job.raise_unless_succeeded()
     return await picture_response(front, job, 0)

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from safelight.config import parse_size
 from safelight.errors import InvalidSize, InvalidValue, UnsupportedValue
 from safelight.jobs import Job, JobResult
 from safelight.model_card import ModelCard
@@ -23,9 +22,11 @@ from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
 from safelight.server.images_stream import image_stream
 from safelight.server.pictures import Base64, Part, json_response
+from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
 from safelight.server.uploads import Upload
+from safelight.setting_values import parse_size
 
 
 class ImagesRequest(GenerationRequest):
@@ -66,7 +67,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/generations", responses=ANSWERS)
     async def generate(body: ImagesRequest, request: Request) -> Response:
         """Draws ``n`` images; the answer holds each with the seed that makes it again."""
-        return await draw(front, request, body, await front.model.wait_for_card(), "image_generation")
+        return await draw(front, request, body, await front.models.wait_for(body.model), "image_generation")
 
     @router.options("/generations", include_in_schema=False)
     async def options() -> Response:
@@ -77,10 +78,10 @@ def routes(front: Front) -> APIRouter:
 
 
 async def draw(
-    front: Front, request: Request, body: ImagesRequest, card: ModelCard, kind: str, upload: Upload | None = None
+    front: Front, request: Request, body: ImagesRequest, model: ServedModel, kind: str, upload: Upload | None = None
 ) -> Response:
     """The answer to one request of this API; ``kind`` is how its events are called, ``upload`` what is changed."""
-    front.model.check_name(body.model)
+    card = model.card
     _refuse_unsupported(body)
     params = params_of(
         body,
@@ -96,7 +97,7 @@ async def draw(
     key = await idempotency_of(request)
     # Who sends a key will ask again, and then wants the picture.
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP if key else OnDisconnect.CANCEL)
-    job = await submit(front, request, "images", params, key, upload=upload)
+    job = await submit(front, request, model, "images", params, key, upload=upload)
     if body.stream:
         return image_stream(front, job, kind, functools.partial(_usage, card))
     await follow(request, front.dispatcher, job, on_disconnect)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
-from safelight.config import ApiKey
+from safelight.setting_values import ApiKey
 
 _KEY_HEADERS = ("x-key", "api-key", "x-api-key", "x-goog-api-key")
 _SCHEMES = ("bearer", "token", "key")

@@ -22,16 +22,17 @@ def routes(front: Front) -> APIRouter:
 
     @router.get("/models/{model_id:path}/ready")
     async def model_ready(model_id: str) -> JSONResponse:
-        """200 while the model takes jobs."""
-        front.model.check_name(model_id)
-        return JSONResponse({"name": front.model.card.id, "ready": front.is_ready}, 200 if front.is_ready else 503)
+        """200 while a device that has this model takes jobs."""
+        model = await front.models.wait_for(model_id)
+        is_ready = front.is_model_ready(model)
+        return JSONResponse({"name": model.id, "ready": is_ready}, 200 if is_ready else 503)
 
     @router.get("/models/{model_id:path}")
     async def model_metadata(model_id: str) -> dict[str, Any]:
         """What goes in and comes out."""
-        front.model.check_name(model_id)
+        model = await front.models.wait_for(model_id)
         return {
-            "name": front.model.card.id,
+            "name": model.id,
             "versions": ["1"],
             "platform": "flux",
             "inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}],

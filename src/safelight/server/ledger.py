@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from safelight.errors import JobNotFinished, SafelightError, StorageFull, StorageUnavailable
-from safelight.jobs import Job, JobError, JobStatus
+from safelight.errors import JobNotFinished, ModelNotFound, SafelightError, StorageFull, StorageUnavailable
+from safelight.jobs import Job, JobError, JobRequest, JobStatus
 from safelight.protocol import Succeeded
 from safelight.server.changes import Changes
 from safelight.server.database import IdempotencyKey
@@ -125,12 +125,20 @@ class JobLedger:
         """The picture that the job changes, and its mask if it has one; none for a job that draws from nothing."""
         return await self._store.source_files(job) if job.params.source else []
 
-    async def restore(self) -> int:
-        """Takes up what a server before this one accepted; how many jobs that were."""
+    async def restore(self, resolved: Callable[[JobRequest], JobRequest]) -> int:
+        """Takes up what a server before this one accepted; how many jobs that were.
+
+        ``resolved`` gives a request the name that its model has now; if it raises ``ModelNotFound``, the job fails.
+        """
         jobs = await self._until_stored(self._store.restore)
         for job in jobs:
             self._enter(job)
-            self.queue.restore(job)
+        for job in jobs:
+            try:
+                job.request = resolved(job.request)
+                self.queue.restore(job)
+            except ModelNotFound as error:
+                await self.end(job, JobStatus.FAILED, JobError.of(error))
         self._changes.announce()
         return len(jobs)
 

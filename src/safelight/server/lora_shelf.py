@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safelight.checkpoint import Checkpoint
 from safelight.errors import InvalidValue, LoraInvalid, Unavailable, UnsupportedValue
 from safelight.lora.directory import AdapterDirectories
 from safelight.lora.layers import Layers, checkpoint_layers
 from safelight.params import LoraUse
-from safelight.server.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from safelight.server.served_model import ServedModel
 
 
 class LoraShelf:
-    """The adapters of ``loras_dir`` and those that come with the served model."""
+    """The adapters of ``loras_dir`` and those that come with ``model``, for which they are looked at."""
 
     def __init__(self, loras_dir: Path, model: ServedModel) -> None:
         self._loras_dir = loras_dir

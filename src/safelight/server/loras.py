@@ -14,8 +14,9 @@ def routes(front: Front) -> APIRouter:
     router = APIRouter(prefix="/v1/loras", tags=["loras"])
 
     @router.get("")
-    async def list_loras() -> dict[str, Any]:
-        """Every adapter that lies there, and whether it fits the served model."""
-        return {"object": "list", "data": await front.loras.entries()}
+    async def list_loras(model: str | None = None) -> dict[str, Any]:
+        """Every adapter that lies there, and whether it fits the model, or without one the default."""
+        served = await front.models.wait_for(model)
+        return {"object": "list", "data": await served.loras.entries()}
 
     return router

@@ -50,6 +50,7 @@ class Metrics:
         self.fenced = self._counter("fenced_results", "Outcomes of attempts that were over, discarded.")
         self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
+        self.model_switches = self._counter("model_switches", "Devices that went from one model to another.", "result")
         self.cancelled = self._counter("cancelled", "Cancelled jobs.", "reason")
         self.webhooks = self._counter("webhooks", "Last messages of jobs to their webhooks.", "result")
         self.connections = Gauge("safelight_connections", "Open HTTP connections.", registry=self.registry)
@@ -75,6 +76,7 @@ class Metrics:
         for counter, values in (
             (self.refused, _REFUSALS),
             (self.worker_restarts, ("died", "hung", "unfit")),
+            (self.model_switches, ("done", "failed")),
             (self.cancelled, ("api", "disconnect")),
             (self.webhooks, ("delivered", "failed", "given_up")),
             (self.connections_closed, ("head", "body", "write", "limit")),
@@ -126,13 +128,17 @@ GAUGES = {
     "device_memory_bytes": "Memory of a device.",
     "storage_ok": "1 while the data directory can be written.",
     "uptime_seconds": "Seconds since the process began.",
-    "build_info": "Always 1.",
+    "model_requests_waiting": "Jobs that wait for a model.",
+    "model_workers": "Workers that serve a model.",
+    "build_info": "Always 1, for each model.",
 }
 LABELS = {
     "worker_state": ("worker", "device", "state"),
-    "load_seconds": ("worker", "device", "phase"),
+    "load_seconds": ("worker", "device", "model", "phase"),
     "device_memory_used_bytes": ("worker", "device"),
     "device_memory_bytes": ("worker", "device"),
+    "model_requests_waiting": ("model",),
+    "model_workers": ("model",),
     "build_info": ("version", "model"),
 }
 

@@ -31,6 +31,17 @@ class Pace:
         return None if self._seconds_per_work is None else work * self._seconds_per_work
 
 
+class Paces:
+    """One for each model, by its name."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+
+    def of(self, model: str) -> Pace:
+        """Of a model that has made nothing yet, a first guess."""
+        return self._paces.setdefault(model, Pace())
+
+
 class Throughput:
     """Pictures a minute, over the last three minutes or for as long as there was anything to count."""
 

@@ -32,6 +32,7 @@ from safelight.server.prediction_request import (
     written_by_caller,
 )
 from safelight.server.prediction_stream import COG, REPLICATE, Place, prediction_stream
+from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
 
@@ -62,9 +63,7 @@ def routes(front: Front) -> APIRouter:
     @router.post("/v1/models/{owner}/{name}/predictions", status_code=201, responses=_OTHER_STATUSES)
     async def create_for_model(owner: str, name: str, body: PredictionRequest, request: Request) -> Response:
         """As ``POST /v1/predictions``, for the model of that name."""
-        await front.model.wait_for_card()
-        front.model.check_name(f"{owner}/{name}")
-        return await _create(front, body, request, await idempotency_of(request))
+        return await _create(front, body, request, await idempotency_of(request), model_name=f"{owner}/{name}")
 
     @router.get("/v1/webhooks/default/secret")
     async def webhook_secret(request: Request) -> dict[str, str]:
@@ -157,18 +156,22 @@ def _add_pictures(router: APIRouter, front: Front, prefix: str, *, in_schema: bo
 
 
 async def _create(
-    front: Front, body: PredictionRequest, request: Request, key: IdempotencyKey | None, client_id: str = ""
+    front: Front,
+    body: PredictionRequest,
+    request: Request,
+    key: IdempotencyKey | None,
+    client_id: str = "",
+    model_name: str | None = None,
 ) -> Response:
-    card = await front.model.wait_for_card()
-    for name in (body.version, body.model):
-        front.model.check_name(name)
-    params, upload = await prediction_params(body.input, card)
+    model = await _model(front, model_name, body.version, body.model)
+    params, upload = await prediction_params(body.input, model.card)
     webhook = webhook_of(front, body, request)
     wait_s = wait_of(request)
     on_disconnect = on_disconnect_of(request, OnDisconnect.KEEP)
     job = await submit(
         front,
         request,
+        model,
         "predictions",
         params,
         key,
@@ -185,6 +188,14 @@ async def _create(
         with contextlib.suppress(ShuttingDown, LoadError):
             await follow(request, front.dispatcher, job, on_disconnect, wait_s)
     return await _created(front, job, request, wait_s)
+
+
+async def _model(front: Front, *names: str | None) -> ServedModel:
+    """The one that all names mean that were given. Raises ``ModelNotFound``, or ``InvalidValue`` if they disagree."""
+    meant = {name: await front.models.wait_for(name) for name in names if name is not None}
+    if len(set(meant.values())) > 1:
+        raise InvalidValue(f"{' and '.join(map(repr, meant))} are different models: name one", param="model")
+    return next(iter(meant.values()), None) or await front.models.wait_for(None)
 
 
 async def _created(front: Front, job: Job, request: Request, wait_s: float | None) -> Response:

@@ -11,7 +11,7 @@ import msgspec
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from safelight.errors import LoadError, SafelightError, Unavailable
+from safelight.errors import SafelightError
 from safelight.model_card import ModelCard
 from safelight.params import MAX_PROMPT_CHARS, MAX_SEED
 from safelight.server.front import Front
@@ -33,7 +33,7 @@ def install(app: FastAPI, front: Front) -> None:
         nonlocal made
         if made is not None:
             return Response(made, media_type="application/json")
-        is_final = front.model.is_known
+        is_final = all(model.is_known for model in front.models)
         schema = await asyncio.to_thread(lambda: msgspec.json.encode(_schema(app, front)))
         made = schema if is_final else None
         return Response(schema, media_type="application/json")
@@ -48,10 +48,7 @@ def _schema(app: FastAPI, front: Front) -> Schema:
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             _declare_errors(path, method, operation)
-    try:
-        limits = _limits(front.model.card)
-    except (LoadError, Unavailable):
-        limits = {}
+    limits = _shared([_limits(model.card) for model in front.models if model.is_known])
     for schema in (*components.values(), *_forms(found)):
         _refine(schema, limits)
     return found
@@ -162,6 +159,12 @@ def _limits(card: ModelCard) -> dict[str, Schema]:
         "true_cfg_scale": {"minimum": 1, "maximum": _MOST_TRUE_CFG},
         "max_sequence_length": {"minimum": 1, "maximum": card.max_sequence_length},
     }
+
+
+def _shared(limits: list[dict[str, Schema]]) -> dict[str, Schema]:
+    """What holds for all models alike; each may say more of a request that is for it."""
+    first = limits[0] if limits else {}
+    return {name: limit for name, limit in first.items() if all(other[name] == limit for other in limits)}
 
 
 def _refine(schema: Schema, limits: dict[str, Schema]) -> None:

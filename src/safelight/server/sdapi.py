@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import OrderedDict
 from typing import Annotated, Any
 
 import msgspec
@@ -10,22 +12,26 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from safelight.errors import InvalidValue
 from safelight.jobs import Job, JobStatus
 from safelight.lora.directory import SUFFIX
 from safelight.metadata import SOFTWARE, parameters_text, prompt_with_tags
 from safelight.model_card import ModelCard
 from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams, ImageFormat, MetadataLevel
 from safelight.server.callers import on_disconnect_of, owner_of
+from safelight.server.catalogue import Catalogue
 from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
 from safelight.server.pictures import Base64, Part, json_response
 from safelight.server.prompt_tags import split_prompt
+from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
 from safelight.server.uploads import Upload, read_base64_upload
 
 _API = "sdapi"
+_MAX_CHOICES = 1000
 _EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "prompt-styles")
 
 
@@ -43,6 +49,7 @@ class TextToImage(BaseModel):
     n_iter: int = 1
     distilled_cfg_scale: float | None = None
     send_images: bool = True
+    override_settings: dict[str, Any] | None = None
 
 
 class ImageToImage(TextToImage):
@@ -56,17 +63,19 @@ class ImageToImage(TextToImage):
 
 def routes(front: Front) -> APIRouter:
     """``txt2img``, ``img2img`` and what its clients ask before and meanwhile."""
+    chosen = ChosenModels(front.models)
     router = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"], route_class=StrictJSONRoute)
 
     @router.post("/txt2img")
     async def txt2img(body: TextToImage, request: Request) -> Response:
         """Draws ``batch_size x n_iter`` pictures; ``info`` says what was really used."""
-        return await _draw(front, request, body, None)
+        return await _draw(front, request, await chosen.by(request, body.override_settings), body, None)
 
     @router.post("/img2img")
     async def img2img(body: ImageToImage, request: Request) -> Response:
         """Changes the one of ``init_images``; with a mask, only there."""
-        card = await front.model.wait_for_card()
+        model = await chosen.by(request, body.override_settings)
+        card = model.card
         upload = await read_base64_upload(
             card,
             body.init_images[0],
@@ -76,7 +85,7 @@ def routes(front: Front) -> APIRouter:
             mask_is_inverted=bool(body.inpainting_mask_invert),
             strength_name="denoising_strength",
         )
-        return await _draw(front, request, body, upload)
+        return await _draw(front, request, model, body, upload)
 
     @router.get("/progress")
     async def progress(request: Request) -> dict[str, Any]:
@@ -92,25 +101,62 @@ def routes(front: Front) -> APIRouter:
             await front.dispatcher.cancel(job)
         return {}
 
-    _add_facts(router, front)
+    _add_facts(router, front, chosen)
     return router
 
 
-def _add_facts(router: APIRouter, front: Front) -> None:
-    """What there is to choose from: one model, one sampler."""
+class ChosenModels:
+    """The model that each caller has chosen by ``/options``, for requests of this API that do not name one."""
+
+    def __init__(self, models: Catalogue) -> None:
+        self._models = models
+        self._names: OrderedDict[str, str] = OrderedDict()
+
+    async def by(self, request: Request, settings: dict[str, Any] | None = None) -> ServedModel:
+        """Raises ``ModelNotFound``, or ``InvalidValue`` for settings that name it in a strange way."""
+        asked = _checkpoint(settings or {}) or self._names.get(owner_of(request))
+        return await self._models.wait_for(asked)
+
+    def choose(self, request: Request, options: dict[str, Any]) -> None:
+        """Remembers the model that the options name, if they do. Raises as ``by``."""
+        if name := _checkpoint(options):
+            self._models.find(name)
+            owner = owner_of(request)
+            self._names[owner] = name
+            self._names.move_to_end(owner)
+            if len(self._names) > _MAX_CHOICES:
+                self._names.popitem(last=False)
+
+
+def _checkpoint(settings: dict[str, Any]) -> str | None:
+    name = settings.get("sd_model_checkpoint")
+    if name is not None and not isinstance(name, str):
+        raise InvalidValue("sd_model_checkpoint is the name of a model", param="sd_model_checkpoint")
+    return name or None
+
+
+def _add_facts(router: APIRouter, front: Front, chosen: ChosenModels) -> None:
+    """What there is to choose from: the models, one sampler."""
 
     @router.get("/options")
-    async def options() -> dict[str, Any]:
-        return {"sd_model_checkpoint": front.model.name, "samples_format": "png"}
+    async def options(request: Request) -> dict[str, Any]:
+        return {"sd_model_checkpoint": (await chosen.by(request)).id, "samples_format": "png"}
 
     @router.post("/options")
-    async def set_options() -> None:
-        """Accepted whole, as clients send it; there is nothing to set."""
+    async def set_options(request: Request) -> None:
+        """Accepted whole, as clients send it; ``sd_model_checkpoint`` holds for the caller's next requests."""
+        try:
+            options = json.loads(await request.body() or b"{}")
+        except ValueError:
+            return  # as before there was anything to set
+        if isinstance(options, dict):
+            chosen.choose(request, options)
 
     @router.get("/sd-models")
     async def sd_models() -> list[dict[str, Any]]:
-        title = front.model.name
-        return [{"title": title, "model_name": title, "hash": None, "sha256": None, "filename": title, "config": None}]
+        rest = {"hash": None, "sha256": None, "config": None}
+        names = [model.id for model in front.models]
+        return [{"title": name, "model_name": name, "filename": name, **rest} for name in names]
 
     @router.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
@@ -121,9 +167,9 @@ def _add_facts(router: APIRouter, front: Front) -> None:
         return [{"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}]
 
     @router.get("/loras")
-    async def loras() -> list[dict[str, Any]]:
-        """Those that fit; the prompt names them as ``<lora:NAME:0.8>``."""
-        names = await front.loras.fitting()
+    async def loras(request: Request) -> list[dict[str, Any]]:
+        """Those that fit the caller's model; the prompt names them as ``<lora:NAME:0.8>``."""
+        names = await (await chosen.by(request)).loras.fitting()
         return [{"name": name, "alias": name, "path": f"{name}{SUFFIX}", "metadata": {}} for name in names]
 
     async def nothing() -> list[Any]:
@@ -148,9 +194,11 @@ def _constant(value: dict[str, Any]) -> Any:
     return answer
 
 
-async def _draw(front: Front, request: Request, body: TextToImage, upload: Upload | None) -> Response:
-    params = _params(body, await front.model.wait_for_card(), upload)
-    job = await submit(front, request, _API, params, upload=upload)
+async def _draw(
+    front: Front, request: Request, model: ServedModel, body: TextToImage, upload: Upload | None
+) -> Response:
+    params = _params(body, model.card, upload)
+    job = await submit(front, request, model, _API, params, upload=upload)
     await follow(request, front.dispatcher, job, on_disconnect_of(request, OnDisconnect.CANCEL))
     job.raise_unless_succeeded()
     return await _answer(front, job, body)
@@ -183,7 +231,7 @@ def _own(front: Front, request: Request) -> list[Job]:
 
 def _progress(front: Front, job: Job | None) -> dict[str, Any]:
     done, total = (job.step, job.params.total_steps) if job else (0, 0)
-    eta_s = front.dispatcher.eta_s(job) if job else None
+    eta_s = front.forecast.eta_s(job) if job else None
     return {
         "progress": done / total if total else 0.0,
         "eta_relative": round(eta_s or 0.0, 2),
@@ -207,14 +255,14 @@ async def _answer(front: Front, job: Job, body: TextToImage) -> Response:
     parts: list[Part] = [b'{"images":[']
     for number, image in enumerate(job.result.images if body.send_images else []):
         parts += [b',"' if number else b'"', Base64(front.store.results.path(image.file)), b'"']
-    info = msgspec.json.encode(_info(front, job)).decode()
+    info = msgspec.json.encode(_info(job)).decode()
     rest = msgspec.json.encode({"parameters": body.model_dump(exclude={"init_images", "mask"}), "info": info})
     parts += [b"],", rest[1:]]
     return await json_response(parts, {"x-seed": str(job.params.seed), "x-job-id": job.id})
 
 
-def _info(front: Front, job: Job) -> dict[str, Any]:
-    params, count, model = job.params, job.params.num_images, front.model.name
+def _info(job: Job) -> dict[str, Any]:
+    params, count, model = job.params, job.params.num_images, job.request.model
     return {
         "prompt": prompt_with_tags(params),
         "all_prompts": [prompt_with_tags(params)] * count,
@@ -227,7 +275,7 @@ def _info(front: Front, job: Job) -> dict[str, Any]:
         "cfg_scale": 1.0,
         "steps": params.num_inference_steps,
         "batch_size": count,
-        "sd_model_name": front.model.name,
+        "sd_model_name": model,
         "sd_model_hash": None,
         "extra_generation_params": {"Distilled CFG Scale": params.guidance_scale},
         "index_of_first_image": 0,

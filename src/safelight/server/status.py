@@ -8,9 +8,9 @@ from typing import Any
 
 from safelight.jobs import Job
 from safelight.logs import rfc3339
-from safelight.server.worker import Worker, WorkerState
-
-_SERVING = frozenset({WorkerState.READY, WorkerState.BUSY})
+from safelight.server.load_state import LoadState
+from safelight.server.model_instance import ModelInstance, WorkerState
+from safelight.server.worker import Worker
 
 
 class ServerStatus(StrEnum):
@@ -25,13 +25,16 @@ class ServerStatus(StrEnum):
 
 
 def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerStatus:
-    """``degraded`` serves with fewer workers than it should; ``failed`` serves with none and waits for an operator."""
-    states = {worker.state for worker in workers}
+    """``degraded`` serves with fewer workers than it should; ``failed`` serves with none and waits for an operator.
+
+    A worker without a model for want of jobs, or between two models, counts as serving: jobs are welcome.
+    """
+    states = {worker.state for worker in workers if not worker.takes_jobs}
     if is_draining:
         return ServerStatus.DRAINING
-    if states <= _SERVING:
+    if not states:
         return ServerStatus.READY
-    if states & _SERVING:
+    if any(worker.takes_jobs for worker in workers):
         return ServerStatus.DEGRADED if states & {WorkerState.FAILED, WorkerState.RESTARTING} else ServerStatus.READY
     if states == {WorkerState.FAILED}:
         return ServerStatus.FAILED
@@ -40,34 +43,29 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
 
 def worker_status(worker: Worker) -> dict[str, Any]:
     """One entry of ``workers``: bytes of weights on the device, seconds of loading, the steps of running jobs."""
-    progress, load = worker.load.progress, worker.load
-    eta_s = load.eta_s if worker.error is None else None
+    load, loader = worker.load, worker.loader
     jobs = [_running_job(job) for job in worker.jobs]
+    is_beside = worker.coming is not None and worker.coming is not worker.shown
     return {
         "id": worker.id,
         "device": worker.device.name,
         "state": worker.state.value,
-        "phase": None if load.is_finished else progress.phase,
-        "component": progress.component,
-        "components_done": progress.components_done,
-        "components_total": progress.components_total,
-        "bytes_done": progress.bytes_done,
-        "bytes_total": progress.bytes_total,
-        "components": [_component(worker, name, size) for name, size in worker.component_bytes.items()],
-        "eta_s": None if eta_s is None else round(eta_s, 1),
-        "seconds": round(load.seconds, 2),
-        "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
+        "model": worker.model.id if worker.model else None,
+        **_load_status(load, worker.component_bytes, is_going_on=worker.error is None),
+        "coming": _coming(worker.coming) if is_beside and worker.coming else None,
+        "switch": worker.switch.as_json() if worker.switch else None,
         "past_loads": [
             {
-                "ended_at": rfc3339(load.ended_s),
-                "seconds": round(load.seconds, 2),
-                "error": load.error,
-                "lost": load.lost,
+                "model": past.model,
+                "ended_at": rfc3339(past.ended_s),
+                "seconds": round(past.seconds, 2),
+                "error": past.error,
+                "lost": past.lost,
             }
-            for load in worker.history.past
+            for past in loader.history.past
         ],
-        "error": worker.error.message if worker.error else worker.trouble,
-        "restarts": worker.restarts,
+        "error": worker.error.message if worker.error else loader.trouble,
+        "restarts": loader.restarts,
         "job": jobs[0] if jobs else None,
         "jobs": jobs,
         "batch_tokens": load.batch_tokens,
@@ -76,8 +74,34 @@ def worker_status(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _component(worker: Worker, name: str, total_bytes: int) -> dict[str, Any]:
-    load = worker.load
+def _coming(instance: ModelInstance) -> dict[str, Any]:
+    """The model that loads while another one serves."""
+    return {
+        "device": instance.device.name,
+        "state": instance.state.value,
+        "model": instance.model.id,
+        **_load_status(instance.load, instance.model.component_bytes, is_going_on=True),
+        "error": None,
+    }
+
+
+def _load_status(load: LoadState, component_bytes: dict[str, int], *, is_going_on: bool) -> dict[str, Any]:
+    progress, eta_s = load.progress, load.eta_s if is_going_on else None
+    return {
+        "phase": None if load.is_finished else progress.phase,
+        "component": progress.component,
+        "components_done": progress.components_done,
+        "components_total": progress.components_total,
+        "bytes_done": progress.bytes_done,
+        "bytes_total": progress.bytes_total,
+        "components": [_component(load, name, size) for name, size in component_bytes.items()],
+        "eta_s": None if eta_s is None else round(eta_s, 1),
+        "seconds": round(load.seconds, 2),
+        "phase_seconds": {name: round(value, 3) for name, value in load.phase_seconds.items()},
+    }
+
+
+def _component(load: LoadState, name: str, total_bytes: int) -> dict[str, Any]:
     is_whole = load.is_finished or load.progress.phase == "warmup"
     done_bytes = total_bytes if is_whole else load.progress.component_bytes.get(name, 0)
     return {"name": name, "bytes_done": done_bytes, "bytes_total": total_bytes}
@@ -95,7 +119,7 @@ def worker_states(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
 def load_seconds(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
     """For each worker, what the phases of its last load took."""
     return {
-        (str(worker.id), worker.device.name, phase): seconds
+        (str(worker.id), worker.device.name, worker.model.name if worker.model else "", phase): seconds
         for worker in workers
         for phase, seconds in worker.load.phase_seconds.items()
     }

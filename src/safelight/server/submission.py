@@ -15,6 +15,7 @@ from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
 from safelight.server.job_spans import asked_for
 from safelight.server.request_id import add_headers, request_id_of
+from safelight.server.served_model import ServedModel
 from safelight.server.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 async def submit(
     front: Front,
     request: Request,
+    model: ServedModel,
     api: str,
     params: GenerationParams,
     key: IdempotencyKey | None = None,
@@ -35,11 +37,12 @@ async def submit(
 
     Raises ``RateLimited``, as ``LoraShelf.check``, and as ``Dispatcher.submit``.
     """
-    await front.loras.check(params.loras)
+    await model.loras.check(params.loras)
     owner = owner_of(request)
     span = front.tracing.request_span()
     made = JobRequest(
         params=params,
+        model=model.name,
         request_id=request_id_of(request.scope),
         owner=owner,
         api=api,
@@ -62,9 +65,7 @@ async def submit(
             raise
     finally:
         add_headers(request.scope, front.rate_limit.headers(owner))
-    span.note(
-        {"safelight.job.id": job.id, "safelight.request.id": made.request_id, **asked_for(params, front.model.name)}
-    )
+    span.note({"safelight.job.id": job.id, "safelight.request.id": made.request_id, **asked_for(params, model.name)})
     if front.config.log_prompts:
         log.info("%s: %r", job.id, params.prompt, extra=job.ids)
     front.webhooks.accompany(job)

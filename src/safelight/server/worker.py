@@ -1,70 +1,31 @@
-"""The front's view of one device: a worker that is started, loaded, given jobs and replaced when it dies."""
+"""One device over all models and processes: what it has loaded, what it is to load, and how it goes over to that."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from enum import StrEnum
 
 from safelight.config import Config
-from safelight.errors import LoadError, ProtocolError, SafelightError, error_from_code
+from safelight.errors import LoadError, NotEnoughMemory
 from safelight.jobs import Job
-from safelight.model_card import ModelCard
-from safelight.protocol import (
-    Cancel,
-    Cancelled,
-    Drawn,
-    Failed,
-    Generate,
-    JobOutcome,
-    JobProgress,
-    LoadFailed,
-    LoadProgress,
-    Memory,
-    Preview,
-    Ready,
-    StepDone,
-    Succeeded,
-    Unfit,
-    Warm,
-    WorkerMessage,
-)
 from safelight.server.changes import Changes
 from safelight.server.devices import Device
-from safelight.server.load_history import LoadHistory
 from safelight.server.load_state import LoadState
+from safelight.server.loader import Loader
 from safelight.server.metrics import Metrics
+from safelight.server.model_instance import SERVING, CalledOff, ModelInstance, ProcessDied, WorkerState
 from safelight.server.served_model import ServedModel
-from safelight.server.watchdog import Watchdog
-from safelight.server.worker_jobs import OnProgress, WorkerJobs
-from safelight.server.worker_orders import load_message, process_options
-from safelight.server.worker_process import WORKER_COMMAND, WorkerProcess
+from safelight.server.switch import Switch, plan_switch
+from safelight.server.worker_process import WORKER_COMMAND
 
 log = logging.getLogger(__name__)
 
-_BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
-"""Seconds before the next start after the first, second... death in a row; the last one is the circuit breaker's."""
-
-_HEALTHY_AFTER_S = 30.0
-
-
-class WorkerState(StrEnum):
-    """Where a worker stands."""
-
-    STARTING = "starting"
-    LOADING = "loading"
-    WARMING = "warming"
-    READY = "ready"
-    BUSY = "busy"
-    FAILED = "failed"
-    RESTARTING = "restarting"
-    DRAINING = "draining"
-
 
 class Worker:
-    """One device over all generations of its process. ``keep`` runs for as long as the server does."""
+    """``keep`` runs for as long as the server does, and brings about what ``want`` asks for."""
 
     def __init__(
         self,
@@ -78,191 +39,195 @@ class Worker:
     ) -> None:
         self.id = worker_id
         self.device = device
-        self.state = WorkerState.STARTING
-        self.load = LoadState()
+        self.loader = Loader(worker_id, device, config, changes, metrics, command)
         self.error: LoadError | None = None
-        self.trouble: str | None = None
-        self.has_been_ready = False
-        self.restarts = 0
-        self._config = config
-        self._model = model
+        """Why the device is without a model."""
+        self.switch: Switch | None = None
+        """The one that goes on, or the last one."""
+        self.current: ModelInstance | None = None
+        self.wanted: ServedModel | None = model
+        self._kept_since_s = time.monotonic()
         self._changes = changes
         self._metrics = metrics
-        self._command = command
-        self.history = LoadHistory(config.data_dir)
-        self._process: WorkerProcess | None = None
-        self._card: ModelCard | None = None
-        self._jobs = WorkerJobs()
-        self._retry = asyncio.Event()
-        self._watchdog = Watchdog(config.hang_timeout_s)
-        self._deaths_in_a_row = 0
-        self._ready_since_s = 0.0
-        self._death_reason = "died"
+        self._leaving: dict[ModelInstance, asyncio.Task[None]] = {}
+        self._asked = asyncio.Event()
+        self._is_stopping = False
+        self._is_pausing = False
+
+    # --- what others ask --------------------------------------------------------------------------------------------
+
+    def want(self, model: ServedModel | None) -> None:
+        """Has the device load this model instead of the one that it has; ``None``: none, once its jobs are done."""
+        if model is not None:
+            self.loader.errors.pop(model.name, None)
+        self.error, self.loader.last_load = None, LoadState()
+        self.wanted, self._kept_since_s = model, time.monotonic()
+        if (coming := self.coming) is not None and coming.model is not model:
+            coming.call_off()
+        self._asked.set()
+        self._changes.announce()
+
+    async def stop(self) -> None:
+        """Ends all processes: politely those that are idle, at once those that load or have a job."""
+        self._is_stopping = self.loader.is_closed = True
+        self._changes.announce()
+        await asyncio.gather(*(instance.stop() for instance in self.processes))
+        await asyncio.gather(*self._leaving.values())
+        self._asked.set()
 
     # --- lifetime ---------------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
-        """Starts, follows and replaces the process, until ``stop``. A failed load waits for ``retry``."""
+        """Loads, follows, switches and replaces, until ``stop``. A failed load waits to be wanted again."""
+        await asyncio.to_thread(self.loader.history.read)
         while not self._is_stopping:
-            try:
-                await self._load_and_serve()
-                if not self._is_stopping:
-                    await self._back_off()
-            except (LoadError, OSError) as error:
-                self._fail(error if isinstance(error, LoadError) else LoadError(f"no worker could be started: {error}"))
-                await self._retry.wait()
-                self._retry.clear()
+            self._asked.clear()
+            if self.current is not None and self.current.state is WorkerState.RESTARTING:
+                await self._replace(self.current)
+            elif self.current is None and self.wanted is None:
+                await self._asked.wait()
+            elif self.current is None:
+                await self._load()
+            elif self.wanted is None:
+                await self._unload(self.current)
+            elif self.wanted is not self.current.model:
+                await self._switch(self.current, self.wanted)
+            else:
+                await self._serve(self.current)
+            self._changes.announce()
 
-    def retry(self) -> None:
-        """Tries a failed load again; does nothing in any other state."""
-        if self.state is WorkerState.FAILED:
-            self.error = None
-            self.load = LoadState()
-            self._set_state(WorkerState.STARTING)
-            self._retry.set()
-
-    async def stop(self) -> None:
-        """Ends the process: politely if it is idle, at once if it loads or has a job."""
-        was_idle = self.is_idle
-        self._set_state(WorkerState.DRAINING)
-        if self._process is not None:
-            await self._process.stop(politely=was_idle)
-
-    async def _load_and_serve(self) -> None:
-        self.error = None
-        self._death_reason = "died"
-        expected_s = await asyncio.to_thread(self.history.seconds, self._model.name, self.device.name)
-        self.load = LoadState(expected_s)
-        self._set_state(WorkerState.STARTING)
-        await self._model.refresh()
-        self._card = self._model.card
-        load = await asyncio.to_thread(load_message, self._config, self.device)
-        relay_as = self.id if self._config.log_format == "json" else None
-        process = await WorkerProcess.spawn(
-            self.device.environment, process_options(self._config, self.id), self._command, relay_as
-        )
-        log.info("worker %d started on %s, pid %d", self.id, self.device.name, process.pid)
-        self._process = process
-        watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.id}")
+    async def _load(self) -> None:
+        """What is wanted, onto an empty device."""
+        assert self.wanted is not None
+        model, is_recovering = self.wanted, self.loader.is_recovering
         try:
-            process.send(load)
-            await self._follow(process)
+            self.current = await self.loader.start(model)
+            if not is_recovering:
+                self._kept_since_s = time.monotonic()
+        except LoadError as error:
+            self.loader.errors[model.name] = error
+            if self.wanted is model:
+                log.error("worker %d cannot serve: %s", self.id, error.message)
+                self.wanted, self.error = None, error
+        except ProcessDied:
+            await self._back_off()
+        except CalledOff:
+            pass
+
+    async def _unload(self, instance: ModelInstance) -> None:
+        await instance.retire()
+        self.current = None
+
+    async def _serve(self, instance: ModelInstance) -> None:
+        """Until it dies, or something is asked."""
+        waits = [asyncio.ensure_future(wait) for wait in (instance.ended(), self._asked.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            watch.cancel()
-            exit_code = await process.stop(politely=False)
-            self._process = None
-            self._jobs.lose(f"the worker died while it made the image (exit code {exit_code}); ask again")
-        self.trouble = f"the worker {self._death_reason} (exit code {exit_code})"
-        if self.load.is_finished:
-            self.history.lost(self.trouble)
-        else:
-            self.history.note(self.load.seconds, self.trouble)
+            for wait in waits:
+                wait.cancel()
 
-    async def _follow(self, process: WorkerProcess) -> None:
-        try:
-            async with asyncio.timeout(self._config.load_timeout_s) as deadline:
-                while (message := await process.receive()) is not None:
-                    self._handle(message)
-                    if self.load.is_finished:
-                        deadline.reschedule(None)
-        except ProtocolError:
-            log.exception("worker %d sent a message that cannot be read; it is replaced", self.id)
-        except TimeoutError:
-            await self._end_hung(process, f"did not finish loading within {self._config.load_timeout_s:.0f} s")
-        self._set_state(WorkerState.RESTARTING)  # at once: no job may be given to a process that is about to end
+    async def _replace(self, instance: ModelInstance) -> None:
+        await instance.ended()
+        self.loader.died(instance)
+        self.current = None
+        await self._back_off()
 
     async def _back_off(self) -> None:
-        self.restarts += 1
-        self._metrics.worker_restarts.labels(self._death_reason.partition(":")[0]).inc()
-        if self.load.is_finished and time.monotonic() - self._ready_since_s > _HEALTHY_AFTER_S:
-            self._deaths_in_a_row = 0
-        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
-        self._deaths_in_a_row += 1
-        self.trouble = f"{self.trouble}, {self._deaths_in_a_row} in a row; the next one starts in {delay_s:.0f} s"
-        log.warning("worker %d: %s", self.id, self.trouble)
-        self._set_state(WorkerState.RESTARTING)
-        await asyncio.sleep(delay_s)
+        delay_s = self.loader.back_off_s()
+        self._is_pausing = True
+        self._changes.announce()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._asked.wait()
+        self._is_pausing = False
 
-    async def _watch(self, process: WorkerProcess) -> None:
-        await self._watchdog.wait()
-        silent_s, names = self._watchdog.limit_s, ", ".join(job.id for job in self._jobs)
-        await self._end_hung(process, f"made no step of {names} for {silent_s:.0f} s")
+    # --- switch -----------------------------------------------------------------------------------------------------
 
-    async def _end_hung(self, process: WorkerProcess, what: str) -> None:
-        """Asks for the stacks of all its threads in the log, then kills it."""
-        log.error("worker %d %s; its stacks follow, then it is replaced", self.id, what)
-        self._set_state(WorkerState.RESTARTING)  # at once: no job may join
-        self._death_reason = f"hung: it {what}"
-        await process.dump_stacks()
-        process.kill()
+    async def _switch(self, old: ModelInstance, model: ServedModel) -> None:
+        """The old model serves until the new one is ready, or ends first; if it fails, it serves on or comes back."""
+        self.switch = switch = Switch(old.model.id, model.id, keeps_serving=True, reason="its files are being checked")
+        self._changes.announce()
+        error: str | None = None
+        try:
+            await self._change(old, model, switch)
+            self._kept_since_s = time.monotonic()
+        except LoadError as failure:
+            error = failure.message
+            log.error("worker %d stays with %s: %s", self.id, old.model.name, error)
+            self.loader.errors[model.name] = failure
+            if self.wanted is model:
+                self.wanted = old.model
+        except CalledOff:
+            error = "it was called off"
+        self.loader.trouble, self.loader.is_recovering = None, False  # the switch tells of it
+        switch.end(error)
+        self._metrics.model_switches.labels("failed" if error else "done").inc()
 
-    def _fail(self, error: LoadError) -> None:
-        log.error("worker %d cannot serve: %s", self.id, error.message)
-        self.error = error
-        self.history.note(self.load.seconds, error.message)
-        self._set_state(WorkerState.FAILED)
+    async def _change(self, old: ModelInstance, model: ServedModel, switch: Switch) -> None:
+        await model.refresh()
+        plan = await asyncio.to_thread(plan_switch, old.model, model, self.device.name, old.load.memory)
+        switch.keeps_serving, switch.reason = plan
+        order = "serves until the next one is ready" if switch.keeps_serving else "ends first"
+        log.info("worker %d goes to %s, %s %s: %s", self.id, model.id, old.model.id, order, switch.reason)
+        if switch.keeps_serving:
+            try:
+                self.current = await self.loader.start_surely(model)
+                return self._let_leave(old)
+            except NotEnoughMemory as error:
+                switch.keeps_serving, switch.reason = False, f"both do not fit: {error.message}"
+        await self._unload(old)
+        if self.wanted is not model:
+            raise CalledOff
+        self.current = await self.loader.start_surely(model)
 
-    # --- messages ---------------------------------------------------------------------------------------------------
+    def _let_leave(self, old: ModelInstance) -> None:
+        """It does the jobs that it has; nobody waits for that."""
+        leaving = asyncio.create_task(old.retire(), name=f"retire {old.model.name}")
+        self._leaving[old] = leaving
+        leaving.add_done_callback(lambda _: self._left(old))
 
-    def _handle(self, message: WorkerMessage) -> None:
-        match message:
-            case LoadProgress():
-                self.load.advance(message)
-                self._set_state(WorkerState.WARMING if message.phase == "warmup" else WorkerState.LOADING)
-            case Ready():
-                self._became_ready(message)
-            case Warm():
-                self.load.warmed(message)
-                self._changes.announce()
-            case Memory():
-                self.load.memory = message
-                self._changes.announce()
-            case LoadFailed(code, text):
-                error = error_from_code(code, text)
-                raise error if isinstance(error, LoadError) else LoadError(text)
-            case StepDone() | Preview() | Drawn() | Succeeded() | Failed() | Cancelled() | Unfit():
-                self._handle_job(message)
+    def _left(self, old: ModelInstance) -> None:
+        del self._leaving[old]
+        self._changes.announce()
 
-    def _handle_job(self, message: JobProgress | JobOutcome) -> None:
-        running = self._jobs.find(message.job_id, message.attempt)
-        if running is None:
-            if not isinstance(message, JobProgress):
-                log.warning("worker %d: an outcome of %s came too late and was discarded", self.id, message.job_id)
-                self._metrics.fenced.inc()
-        elif isinstance(message, JobProgress):
-            if isinstance(message, StepDone):
-                self._watchdog.step_done(message.job_id, message.step)
-            running.on_progress(message)
-            if isinstance(message, Drawn):
-                self._jobs.drawn(running.job)
-        else:
-            self._judge(message)
-            running.outcome.set_result(message)
+    # --- what it is -------------------------------------------------------------------------------------------------
 
-    def _judge(self, outcome: JobOutcome) -> None:
-        if isinstance(outcome, Succeeded):
-            self._deaths_in_a_row, self.trouble = 0, None
-        elif isinstance(outcome, Unfit):
-            log.error("worker %d is unfit: %s", self.id, outcome.message)
-            self._death_reason = f"unfit: {outcome.message}"
-            self._set_state(WorkerState.RESTARTING)  # at once: it is about to exit
+    @property
+    def state(self) -> WorkerState:
+        """Of the process that serves; without one, of the one that comes."""
+        if self._is_stopping:
+            return WorkerState.DRAINING
+        if (shown := self.shown) is not None:
+            is_early = shown is self.coming and shown.is_serving  # a moment more, and it is the current one
+            return WorkerState.WARMING if is_early else shown.state
+        if self._is_pausing:
+            return WorkerState.RESTARTING
+        if self.error is not None:
+            return WorkerState.FAILED
+        return WorkerState.UNLOADED if self.wanted is None else WorkerState.STARTING
 
-    def _became_ready(self, ready: Ready) -> None:
-        phase_seconds = ready.phase_seconds
-        self.load.finish(phase_seconds, ready.batch_tokens)
-        self.history.note(self.load.seconds)
-        self.has_been_ready = True
-        self._ready_since_s = time.monotonic()
-        self.trouble = None
-        self._watchdog.warmed_up(phase_seconds.get("warmup", 0.0))
-        phases = ", ".join(f"{name} {value:.2f} s" for name, value in phase_seconds.items())
-        log.info("worker %d ready on %s in %.2f s: %s", self.id, self.device.name, self.load.seconds, phases)
-        self._set_state(WorkerState.READY)
-        asyncio.get_running_loop().run_in_executor(
-            None, self.history.record, self._model.name, self.device.name, self.load.seconds
-        )
+    @property
+    def coming(self) -> ModelInstance | None:
+        """The process that loads."""
+        return self.loader.coming
 
-    # --- jobs -------------------------------------------------------------------------------------------------------
+    @property
+    def shown(self) -> ModelInstance | None:
+        """What people see of the device: the process that serves, else the one that comes, else the one that ended."""
+        if self.current is None or self.current.state is WorkerState.RESTARTING:
+            return self.coming or self.current
+        return self.current
+
+    @property
+    def model(self) -> ServedModel | None:
+        """The model that it has, or is getting."""
+        return self.shown.model if self.shown else self.wanted
+
+    @property
+    def load(self) -> LoadState:
+        """Of ``shown``, or the last one."""
+        return self.shown.load if self.shown else self.loader.last_load
 
     @property
     def is_idle(self) -> bool:
@@ -272,76 +237,61 @@ class Worker:
     @property
     def is_serving(self) -> bool:
         """Loaded and warm, with or without a job."""
-        return self.state in (WorkerState.READY, WorkerState.BUSY)
+        return self.state in SERVING
 
     @property
-    def component_bytes(self) -> dict[str, int]:
-        """Bytes of the weights that it loads, by component."""
-        return self._model.component_bytes
+    def takes_jobs(self) -> bool:
+        """Serves, or will for the next job: it has no model for want of jobs, or goes from one model to another."""
+        if self._is_stopping or self.state is WorkerState.FAILED:
+            return False
+        if self.is_serving or self.state is WorkerState.UNLOADED:
+            return True
+        return self.loader.has_been_ready and not self.loader.is_recovering
+
+    @property
+    def is_settled(self) -> bool:
+        """Has what is wanted, or nothing, or cannot get it: now is the time to want something else."""
+        if self._is_stopping or self.coming is not None:
+            return False
+        if self.current is not None:
+            return self.current.is_serving and self.current.model is self.wanted
+        return self.wanted is None or self._is_pausing
+
+    @property
+    def kept_s(self) -> float:
+        """Seconds for which the device has had its model, or tried to get it."""
+        return time.monotonic() - self._kept_since_s
+
+    def load_seconds(self, model: ServedModel) -> float | None:
+        """What the last load of this model took here; ``None`` if there was none."""
+        return self.loader.history.seconds(model.name, self.device.name)
+
+    @property
+    def instances(self) -> list[ModelInstance]:
+        """Processes that have jobs, or may get some."""
+        return [*([self.current] if self.current else []), *self._leaving]
+
+    @property
+    def processes(self) -> list[ModelInstance]:
+        """``instances``, and the one that loads."""
+        return [*self.instances, *([self.coming] if self.coming else [])]
 
     @property
     def jobs(self) -> list[Job]:
-        """What it works on, oldest first; also jobs that are about to begin."""
-        return list(self._jobs)
+        """What its processes work on, oldest first; also jobs that are about to begin."""
+        return [job for instance in self.instances for job in instance.jobs]
 
     @property
     def jobs_on_device(self) -> list[Job]:
         """Those of ``jobs`` that are not drawn yet."""
-        return self._jobs.on_device
-
-    def admits(self, job: Job) -> bool:
-        """Whether the job may begin here now, alone or beside others."""
-        if self._card is None or not self.is_serving:
-            return False
-        return self._jobs.admit(job, self._card, self.load.batch_tokens)
-
-    def reserve(self, job: Job) -> None:
-        """Keeps a place for a job that it admits, until ``release`` or its own end."""
-        self._jobs.reserve(job)
-        self._set_state(WorkerState.BUSY)
-
-    def holds(self, job: Job) -> bool:
-        """Whether the job has a place, and the process that it was meant for still serves."""
-        return self.is_serving and job in self.jobs
-
-    def release(self, job: Job) -> None:
-        """Gives the place back; does nothing if there is none."""
-        self._jobs.release(job)
-        if self.state is WorkerState.BUSY and not self._jobs:
-            self._set_state(WorkerState.READY)
-        else:
-            self._changes.announce()
-
-    async def run(self, job: Job, order: Generate, on_progress: OnProgress) -> JobOutcome:
-        """Runs a job that has a place to its outcome.
-
-        Raises ``WorkerCrashed`` if the process dies with it, or hangs and is killed.
-        """
-        assert self._process is not None and self.holds(job)
-        running = self._jobs.begin(job, on_progress)
-        self._watchdog.begin(job.id, job.params)
-        try:
-            self._process.send(order)
-            return await running.outcome
-        finally:
-            self._watchdog.end(job.id)
-
-    def cancel(self, job: Job) -> None:
-        """Asks the worker to stop this job at its next step; its outcome says what became of it."""
-        if self._process is not None and job in self.jobs:
-            self._process.send(Cancel(job.id))
+        return [job for instance in self.instances for job in instance.jobs_on_device]
 
     @property
-    def _is_stopping(self) -> bool:
-        return self.state is WorkerState.DRAINING
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of the weights that it has or loads, by component."""
+        return self.model.component_bytes if self.model else {}
 
-    def _set_state(self, state: WorkerState) -> None:
-        if not self._is_stopping:
-            self.state = state
-        self._changes.announce()
-
-
-def load_failure(workers: Sequence[Worker]) -> SafelightError | None:
-    """Why no worker will ever be ready by itself, or ``None`` while one still may."""
-    errors = [worker.error for worker in workers if worker.state is WorkerState.FAILED]
-    return errors[0] if len(errors) == len(workers) and errors else None
+    def cancel(self, job: Job) -> None:
+        """Asks the process that has this job to stop it at its next step; its outcome says what became of it."""
+        for instance in self.instances:
+            instance.cancel(job)

@@ -21,7 +21,7 @@ def process_options(config: Config, worker_id: int) -> list[str]:
 
 
 def load_message(config: Config, device: Device) -> Load:
-    """What it loads, and how. Touches the disk: not on the loop."""
+    """What it loads, and how, by the settings that hold for the model. Touches the disk: not on the loop."""
     return Load(
         config.model,
         device.torch_name,

@@ -58,6 +58,7 @@ function Form({ session, model, settings, dropError }) {
   const isPromptWrong = error?.param?.endsWith("prompt");
   return html`
     <form onSubmit=${submit} noValidate>
+      <${ModelPicker} session=${session} model=${model} />
       <label class="prompt">
         <span class="label">What should the picture show?</span>
         <textarea ref=${prompt} rows="3" name="prompt" placeholder=${model.examples[0] ?? ""} value=${settings.prompt}
@@ -73,6 +74,20 @@ function Form({ session, model, settings, dropError }) {
         <${SubmitButton} session=${session} isSending=${isSending} />
       </div>
     </form>
+  `;
+}
+
+/** Where there is more than one. */
+function ModelPicker({ session, model }) {
+  const models = useValue(session.server.models);
+  if (models.length < 2) return null;
+  return html`
+    <label class="field model">
+      <span class="label">Model</span>
+      <select name="model" value=${model.id} onChange=${({ target }) => session.choose(target.value)}>
+        ${models.map(({ id, title }) => html`<option key=${id} value=${id} title=${title}>${id}</option>`)}
+      </select>
+    </label>
   `;
 }
 

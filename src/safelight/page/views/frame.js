@@ -84,6 +84,7 @@ function PictureActions({ session, job, index, attempt }) {
 /** The same prompt, beginning with this picture, with another seed. */
 async function moreLikeThis(session, job, path) {
   const data = await dataUri(await session.api.blob(path));
+  session.server.choose(job.model);
   const settings = { ...settingsOf(job, session.settings.value), isSeedLocked: false, strength: LIKE_THIS, count: 1 };
   const input = inputOf(settings, { image: data });
   await session.jobs.submit(input, expectedParams(settings, input, job.params));

@@ -98,10 +98,12 @@ function Actions({ session, job, attempt }) {
   const model = useValue(session.server.model);
   const hasKey = session.key.value !== null;
   const reuse = () => {
+    session.server.choose(job.model);
     session.set(settingsOf(job, session.settings.value));
     document.querySelector(".composer textarea")?.focus();
   };
   const again = () => {
+    session.server.choose(job.model);
     const settings = { ...settingsOf(job, session.settings.value), isSeedLocked: false };
     return make(session, settings);
   };
@@ -110,8 +112,8 @@ function Actions({ session, job, attempt }) {
       ${job.status !== "succeeded" && !job.params.source &&
       html`<button type="button" onClick=${() => attempt(again)}><${Icon} name="again" /> Try again</button>`}
       <button type="button" onClick=${reuse}><${Icon} name="reuse" /> Reuse settings</button>
-      <${CopyButton} icon="terminal" label="Copy as curl" text=${() => asCurl(job, hasKey)} />
-      <${CopyButton} icon="code" label="Copy as Python" text=${() => asPython(job, model?.id ?? job.model, hasKey)} />
+      <${CopyButton} icon="terminal" label="Copy as curl" text=${() => asCurl(job, hasKey, session.server.models.value.length > 1)} />
+      <${CopyButton} icon="code" label="Copy as Python" text=${() => asPython(job, job.model ?? model?.id, hasKey)} />
       <${DeleteButton} onDelete=${() => attempt(() => session.jobs.delete(job))} />
     </div>
   `;

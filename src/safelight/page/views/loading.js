@@ -12,6 +12,7 @@ const PHASES = [
   ["Warm-up", ["warmup"]],
 ];
 const SERVING = ["ready", "busy"];
+const QUIET = ["unloaded", "draining"];
 
 /** `isBrief` where there is something else to look at. */
 export function LoadingPanel({ session, isBrief }) {
@@ -19,7 +20,8 @@ export function LoadingPanel({ session, isBrief }) {
   const connection = useValue(session.server.connection);
   if (!status || connection === Connection.LOST || status.status === "draining") return null;
   if (status.workers.some((worker) => SERVING.includes(worker.state))) return null;
-  const worker = furthest(status.workers);
+  const worker = furthest(status.workers.filter(({ state }) => !QUIET.includes(state)));
+  if (!worker) return null;
   if (status.status === "failed") return html`<${FailedLoad} session=${session} sentence=${worker.error} />`;
   const isAgain = worker.restarts > 0;
   return html`

@@ -3,7 +3,7 @@
 import { html } from "../html.js";
 import { useValue } from "../observable.js";
 import { Throughput } from "../throughput.js";
-import { useEffect, useMemo } from "../vendor/hooks.js";
+import { useEffect, useMemo, useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 import { Notices } from "./notices.js";
 import { Worker } from "./worker.js";
@@ -20,6 +20,7 @@ export function StatusView({ session }) {
       ${status &&
       html`
         <${Figures} session=${session} status=${status} />
+        <${Models} session=${session} models=${status.models} />
         <section aria-labelledby="workers-title">
           <h3 id="workers-title">Workers</h3>
           ${status.workers.map((worker) => html`<${Worker} key=${worker.id} session=${session} worker=${worker} />`)}
@@ -57,6 +58,35 @@ function Figures({ session, status }) {
       <${Figure} name="Storage" value=${status.storage.error ? "trouble" : "works"} note=${status.storage.error ?? ""} />
       <${Figure} name="Up for" value=${words.duration(status.uptime_s)} note=${`version ${status.version}`} />
     </dl>
+  `;
+}
+
+/** Where there is more than one. */
+function Models({ session, models }) {
+  if (models.length < 2) return null;
+  return html`
+    <section aria-labelledby="models-title">
+      <h3 id="models-title">Models</h3>
+      <ul class="models">
+        ${models.map((model) => html`<${Model} key=${model.id} session=${session} model=${model} />`)}
+      </ul>
+    </section>
+  `;
+}
+
+function Model({ session, model }) {
+  const [refusal, setRefusal] = useState("");
+  const load = () => session.server.load(model.id).catch((error) => setRefusal(error.message));
+  const isThere = !["unloaded", "failed"].includes(model.state);
+  const facts = [model.loaded_on.join(", "), model.pinned && "pinned", model.waiting > 0 && `${model.waiting} waiting`];
+  return html`
+    <li data-testid="model" data-state=${model.state}>
+      <span>${model.id}</span>
+      <span class="quiet">${facts.filter(Boolean).join(" · ")}</span>
+      <span class="state">${model.state}</span>
+      ${!isThere && html`<button type="button" onClick=${load} aria-label=${`Load ${model.id}`}>Load</button>`}
+      ${(refusal || model.error) && html`<p class="reason">${refusal || model.error}</p>`}
+    </li>
   `;
 }
 

@@ -6,23 +6,25 @@ import { useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 import { Components, LoadTime } from "./loading.js";
 
-const SERVING = ["ready", "busy"];
+const LOADING = ["starting", "loading", "warming", "restarting"];
 
 export function Worker({ session, worker }) {
-  const isLoading = !SERVING.includes(worker.state);
+  const isLoading = LOADING.includes(worker.state);
   return html`
     <article class="worker" data-state=${worker.state} aria-label=${`Worker ${worker.id}`} data-testid="worker">
       <header>
         <h4>Worker ${worker.id}</h4>
         <span class="quiet">${worker.device}</span>
+        ${worker.model && html`<span class="quiet" data-testid="worker-model">${worker.model}</span>`}
         <span class="state" data-testid="worker-state">${worker.state}</span>
       </header>
       ${worker.error && html`<p class="reason">${worker.error}</p>`}
       ${worker.state === "failed" && html`<${Retry} session=${session} />`}
-      ${isLoading && worker.state !== "failed" && html`
+      ${isLoading && html`
         <p class="quiet">${words.phase(worker)}<${LoadTime} worker=${worker} /></p>
         <${Components} worker=${worker} />
       `}
+      <${Switch} worker=${worker} />
       ${worker.jobs.map(
         (job) => html`
           <div key=${job.id} class="running">
@@ -34,6 +36,23 @@ export function Worker({ session, worker }) {
       )}
       <${Facts} session=${session} worker=${worker} />
     </article>
+  `;
+}
+
+/** Going over to another model, or why that has failed. */
+function Switch({ worker }) {
+  const { switch: change, coming } = worker;
+  if (!change || change.state === "done") return null;
+  if (change.state === "failed") {
+    return html`<p class="quiet" data-testid="switch">${change.to} could not take the place of ${change.from}: ${change.error}</p>`;
+  }
+  const order = change.keeps_serving ? `${change.from} serves until ${change.to} is ready` : `${change.from} ends before ${change.to} begins`;
+  return html`
+    <p class="quiet" data-testid="switch">${order}: ${change.reason}.</p>
+    ${coming && html`
+      <p class="quiet">${words.phase(coming)}<${LoadTime} worker=${coming} /></p>
+      <${Components} worker=${{ ...coming, id: `${worker.id}-coming` }} />
+    `}
   `;
 }
 
@@ -72,7 +91,7 @@ function PastLoads({ loads }) {
       ${loads.toReversed().map(
         (load) => html`
           <li key=${load.ended_at} data-testid="past-load">
-            <time datetime=${load.ended_at}>${words.moment(load.ended_at)}</time>
+            <time datetime=${load.ended_at}>${words.moment(load.ended_at)}</time> ${load.model}
             ${load.error ? html` failed after ${load.seconds.toFixed(1)} s: ${load.error}` : html` ready in ${load.seconds.toFixed(1)} s`}
             ${load.lost && html`<span class="quiet">, lost later: ${load.lost}</span>`}
           </li>
