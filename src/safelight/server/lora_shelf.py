@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safelight.checkpoint import Checkpoint
 from safelight.errors import InvalidValue, LoraInvalid, Unavailable, UnsupportedValue
 from safelight.lora.directory import AdapterDirectories
 from safelight.lora.layers import Layers, checkpoint_layers
 from safelight.params import LoraUse
-
-if TYPE_CHECKING:
-    from safelight.server.served_model import ServedModel
+from safelight.server.served_model import ServedModel
 
 
 class LoraShelf:
@@ -83,3 +81,17 @@ class LoraShelf:
         if self._known is None or self._known[0] is not checkpoint:
             self._known = checkpoint, AdapterDirectories.of(checkpoint, self._loras_dir), checkpoint_layers(checkpoint)
         return self._known
+
+
+class LoraShelves:
+    """A shelf for each model: the same adapter may fit one and not the other."""
+
+    def __init__(self, loras_dir: Path) -> None:
+        self._loras_dir = loras_dir
+        self._shelves: dict[str, LoraShelf] = {}
+
+    def of(self, model: ServedModel) -> LoraShelf:
+        """The same one for the same model."""
+        if model.name not in self._shelves:
+            self._shelves[model.name] = LoraShelf(self._loras_dir, model)
+        return self._shelves[model.name]

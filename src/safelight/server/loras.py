@@ -17,6 +17,6 @@ def routes(front: Front) -> APIRouter:
     async def list_loras(model: str | None = None) -> dict[str, Any]:
         """Every adapter that lies there, and whether it fits the model, or without one the default."""
         served = await front.models.wait_for(model)
-        return {"object": "list", "data": await served.loras.entries()}
+        return {"object": "list", "data": await front.loras.of(served).entries()}
 
     return router

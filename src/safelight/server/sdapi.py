@@ -169,7 +169,7 @@ def _add_facts(router: APIRouter, front: Front, chosen: ChosenModels) -> None:
     @router.get("/loras")
     async def loras(request: Request) -> list[dict[str, Any]]:
         """Those that fit the caller's model; the prompt names them as ``<lora:NAME:0.8>``."""
-        names = await (await chosen.by(request)).loras.fitting()
+        names = await front.loras.of(await chosen.by(request)).fitting()
         return [{"name": name, "alias": name, "path": f"{name}{SUFFIX}", "metadata": {}} for name in names]
 
     async def nothing() -> list[Any]:

@@ -9,7 +9,6 @@ from safelight.config import Config
 from safelight.errors import LoadError, Unavailable
 from safelight.model_card import ModelCard
 from safelight.model_list import ModelEntry
-from safelight.server.lora_shelf import LoraShelf
 
 
 class ServedModel:
@@ -24,7 +23,6 @@ class ServedModel:
         self.config = config.of(entry)
         self.is_pinned = entry.is_pinned
         self.is_named = bool(entry.name)
-        self.loras = LoraShelf(config.adapters_dir, self)
         self._checkpoint: Checkpoint | None = None
         self._error: LoadError | None = None
         self._was_read = asyncio.Event()

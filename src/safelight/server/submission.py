@@ -37,7 +37,7 @@ async def submit(
 
     Raises ``RateLimited``, as ``LoraShelf.check``, and as ``Dispatcher.submit``.
     """
-    await model.loras.check(params.loras)
+    await front.loras.of(model).check(params.loras)
     owner = owner_of(request)
     span = front.tracing.request_span()
     made = JobRequest(
