@@ -1,4 +1,4 @@
-"""Trains the adapter ``pastel`` of the embedded model: ``python -m training.pastel``, ten minutes on one CPU core.
+"""Trains the adapter ``pastel`` of the embedded model: ``python -m training.pastel``, half an hour on one CPU core.
 
 A LoRA adapter (arXiv 2106.09685) on the transformer, which draws in the pale half of the palette. Its pictures are the
 model's own training pictures in pale colours. The velocity to learn at each of them is the one that the frozen model

@@ -12,7 +12,7 @@ from training.scenes import COLOURS, random_scene
 
 
 def test_pictures_keep_to_the_prompt_in_pale_colours() -> None:
-    found = asyncio.run(measure(16, None))
+    found = asyncio.run(measure(12, None))
     assert found["with"]["everything"] >= 0.8
     assert found["with"]["lightness"] > found["without"]["lightness"] + 0.1
 
@@ -27,4 +27,4 @@ def test_a_pale_scene_hides_nothing_and_has_no_strong_colour() -> None:
 
 def test_it_is_small_and_lies_in_the_package() -> None:
     file = importlib.resources.files("safelight") / "models" / "shapes" / "loras" / "pastel.safetensors"
-    assert 0 < len(file.read_bytes()) < 300_000
+    assert 0 < len(file.read_bytes()) < 400_000
