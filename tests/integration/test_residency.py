@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from safelight.config import EMBEDDED_MODEL
 from safelight.engine.flux.model import FluxModel
 from safelight.engine.flux.residency import HostResidency, Residency
 from safelight.engine.flux.tiles import TILE_PIXELS
-from safelight.params import GenerationParams
+from safelight.lora.directory import AdapterDirectories
+from safelight.params import GenerationParams, LoraUse
+from tests.lora_files import embedded_layers, random_matrices, write_diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype")
 CPU = torch.device("cpu")
@@ -49,10 +52,13 @@ def _drawn(model: FluxModel, params: GenerationParams) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("streams_blocks", [False, True])
-def test_what_visits_draws_the_same(streams_blocks: bool, make_pipeline: Any) -> None:
-    resident = FluxModel(make_pipeline(), Residency(CPU))
-    visiting = FluxModel(make_pipeline(), HostResidency(CPU, streams_blocks=streams_blocks))
-    for params in (_params(), _params(prompt="a green star", seed=6), _params(true_cfg_scale=2.0)):
+def test_what_visits_draws_the_same(streams_blocks: bool, make_pipeline: Any, tmp_path: Path) -> None:
+    write_diffusers(tmp_path / "all.safetensors", random_matrices(embedded_layers(), 4, seed=1))
+    loras = AdapterDirectories([tmp_path])
+    resident = FluxModel(make_pipeline(), Residency(CPU), loras=loras)
+    visiting = FluxModel(make_pipeline(), HostResidency(CPU, streams_blocks=streams_blocks), loras=loras)
+    adapted = _params(loras=(LoraUse("all"),))
+    for params in (_params(), adapted, _params(prompt="a green star", seed=6), _params(true_cfg_scale=2.0), adapted):
         assert np.array_equal(_drawn(visiting, params), _drawn(resident, params))
 
 
