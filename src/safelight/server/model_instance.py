@@ -101,7 +101,8 @@ class ModelInstance:
         self._watchdog = Watchdog(self._config.hang_timeout_s)
         self._card: ModelCard | None = None
         self._process: WorkerProcess | None = None
-        self._ready = asyncio.Event()
+        self._ready: Ready | None = None
+        self._said_ready = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._is_called_off = False
         self._ready_since_s = self._idle_since_s = math.inf
@@ -111,15 +112,16 @@ class ModelInstance:
     async def start(self) -> None:
         """Returns once it is ready. Raises ``LoadError``, ``OSError``, ``ProcessDied`` or ``CalledOff``."""
         self._life = asyncio.create_task(self._live(), name=f"{self.model.name} on {self.device.name}")
-        ready = asyncio.create_task(self._ready.wait())
+        said_ready = asyncio.create_task(self._said_ready.wait())
         try:
-            await asyncio.wait({self._life, ready}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self._life, said_ready}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ready.cancel()
-        if self._life.done():
-            if self._is_called_off or self._life.cancelled():
-                raise CalledOff
-            raise self._life.exception() or ProcessDied
+            said_ready.cancel()
+        if self._ready is not None and not self._life.done():
+            return self._became_ready(self._ready)
+        if self._is_called_off or self._life.cancelled():
+            raise CalledOff
+        raise self._life.exception() or ProcessDied
 
     async def ended(self) -> None:
         """Returns once the process is gone."""
@@ -144,7 +146,7 @@ class ModelInstance:
 
     async def stop(self) -> None:
         """Ends it now: politely if it is idle, at once if it loads or has a job."""
-        if self._ready.is_set() and not self._jobs and self._process is not None:
+        if self._ready is not None and not self._jobs and self._process is not None:
             self._is_called_off = True
             self._set_state(WorkerState.DRAINING)
             await self._process.stop(politely=True)
@@ -180,7 +182,7 @@ class ModelInstance:
             async with asyncio.timeout(limit_s) as deadline:
                 while (message := await process.receive()) is not None:
                     self._handle(message)
-                    if self.load.is_finished:
+                    if self._ready is not None:
                         deadline.reschedule(None)
         except ProtocolError:
             log.exception("worker %d sent a message that cannot be read; it is replaced", self.worker_id)
@@ -208,7 +210,8 @@ class ModelInstance:
                 self.load.advance(message)
                 self._set_state(WorkerState.WARMING if message.phase == "warmup" else WorkerState.LOADING)
             case Ready():
-                self._became_ready(message)
+                self._ready = message
+                self._said_ready.set()
             case Warm():
                 self.load.warmed(message)
                 self._changes.announce()
@@ -243,11 +246,11 @@ class ModelInstance:
             running.outcome.set_result(message)
 
     def _became_ready(self, ready: Ready) -> None:
+        """In one go with what ``start`` returns to, so that nobody sees one that is ready and belongs to nobody."""
         self.load.finish(ready.phase_seconds, ready.batch_tokens)
         self._watchdog.warmed_up(ready.phase_seconds.get("warmup", 0.0))
         self._ready_since_s = self._idle_since_s = time.monotonic()
         self._set_state(WorkerState.READY)
-        self._ready.set()
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

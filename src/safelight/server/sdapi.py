@@ -255,14 +255,14 @@ async def _answer(front: Front, job: Job, body: TextToImage) -> Response:
     parts: list[Part] = [b'{"images":[']
     for number, image in enumerate(job.result.images if body.send_images else []):
         parts += [b',"' if number else b'"', Base64(front.store.results.path(image.file)), b'"']
-    info = msgspec.json.encode(_info(job)).decode()
+    info = msgspec.json.encode(_info(job, front.models.id_of(job.request))).decode()
     rest = msgspec.json.encode({"parameters": body.model_dump(exclude={"init_images", "mask"}), "info": info})
     parts += [b"],", rest[1:]]
     return await json_response(parts, {"x-seed": str(job.params.seed), "x-job-id": job.id})
 
 
-def _info(job: Job) -> dict[str, Any]:
-    params, count, model = job.params, job.params.num_images, job.request.model
+def _info(job: Job, model: str) -> dict[str, Any]:
+    params, count = job.params, job.params.num_images
     return {
         "prompt": prompt_with_tags(params),
         "all_prompts": [prompt_with_tags(params)] * count,

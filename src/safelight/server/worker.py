@@ -198,9 +198,8 @@ class Worker:
         """Of the process that serves; without one, of the one that comes."""
         if self._is_stopping:
             return WorkerState.DRAINING
-        if (shown := self.shown) is not None:
-            is_early = shown is self.coming and shown.is_serving  # a moment more, and it is the current one
-            return WorkerState.WARMING if is_early else shown.state
+        if self.shown is not None:
+            return self.shown.state
         if self._is_pausing:
             return WorkerState.RESTARTING
         if self.error is not None:
