@@ -39,6 +39,10 @@ class LiveServer:
         self._process = process
         self._client = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
+    def close(self) -> None:
+        """Closes its connections."""
+        self._client.close()
+
     def wait_until_ready(self) -> None:
         """Asks ``/readyz`` until it is 200. Raises ``ProcessEnded`` if it never is."""
         end_s = time.monotonic() + self._timeout_s
@@ -80,8 +84,25 @@ class LiveServer:
 
     def job_seconds(self, job_id: str) -> dict[str, float]:
         """``queue_time`` and ``predict_time`` as the job API reports them."""
-        metrics: dict[str, float] = self._get(f"/v1/predictions/{job_id}").json()["metrics"]
+        metrics: dict[str, float] = self.job(job_id)["metrics"]
         return metrics
+
+    def submit(self, asked: Mapping[str, Any]) -> str:
+        """A job by the job API; its id."""
+        answer = self._client.post("/v1/predictions", json={"input": asked})
+        if answer.status_code != httpx.codes.CREATED:
+            raise OSError(f"{self.url} answered {answer.status_code}: {answer.text[:500]}")
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job; returns when it has."""
+        self._client.post(f"/v1/predictions/{job_id}/cancel").raise_for_status()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """How a job is, as the job API has it."""
+        job: dict[str, Any] = self._get(f"/v1/predictions/{job_id}").json()
+        return job
 
     def draw(self, asked: Asked) -> Drawn:
         """One picture, as a client that waits for it gets it."""
@@ -123,8 +144,10 @@ def started_server(options: Sequence[str], folder: Path, timeout_s: float) -> It
     port, log = free_port(), folder / "server.log"
     own = ["run.py", "--port", str(port), "--data-dir", str(folder / "data")]
     with running([*own, *options], log) as process:
+        server = LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
         try:
-            yield LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
+            with contextlib.closing(server):
+                yield server
         except (OSError, ProcessEnded) as error:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise ProcessEnded(f"{error}\nthe server's log ends with:\n{tail}") from None
