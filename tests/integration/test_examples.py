@@ -28,7 +28,8 @@ def test_every_task_has_commands_that_run() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     tasks = set(re.findall(r"^\| \[[^\]]+\]\(([\w-]+\.md)\)", index, re.MULTILINE))
     assert len(tasks) >= 9
-    others = {"run-on-kubernetes.md", "page.md", "pull.md"}  # they have tests of their own, with other real parts
+    # They have tests of their own, with other real parts.
+    others = {"run-on-kubernetes.md", "page.md", "pull.md", "serve-a-single-file.md"}
     assert tasks - {page.name for page in PAGES} <= others
 
 
@@ -80,7 +81,8 @@ def _check_pictures(folder: Path, *, is_embedded: bool) -> None:
 
 @contextlib.contextmanager
 def _server_for(page: Path, server: ServerProcess, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Its URL and data directory. A page with settings of its own gets a server that has them, with the stub engine."""
+    """Its URL and data directory. A page with settings of its own gets a server that has them, with the stub engine
+    unless it names models."""
     settings = blocks(page, "toml")
     if not settings:
         yield server.url, _data_dir_of(server)
@@ -88,7 +90,8 @@ def _server_for(page: Path, server: ServerProcess, folder: Path) -> Iterator[tup
     file = folder / "safelight.toml"
     file.write_text(settings[0].code)
     data_dir = folder / "data"
-    with ServerProcess(data_dir, "--model", STUB_MODEL, "--config", str(file)) as own:
+    model = () if "[[models]]" in settings[0].code else ("--model", STUB_MODEL)
+    with ServerProcess(data_dir, *model, "--config", str(file)) as own:
         own.wait_for_line("worker 0 ready")
         yield own.url, data_dir
         assert own.stop() == 0
