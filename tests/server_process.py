@@ -29,6 +29,7 @@ class ServerProcess:
 
     def __init__(self, data_dir: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.lines: list[str] = []
+        self.data_dir = data_dir
         self._news: queue.Queue[str | None] = queue.Queue()
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(

@@ -12,7 +12,8 @@ from typing import Any
 
 from safelight import __version__
 from safelight.config import ENV_PREFIX, Config, load_config, settings
-from safelight.errors import ConfigError, SafelightError
+from safelight.errors import ConfigError, InvalidValue, SafelightError
+from safelight.params import LoraUse, parse_lora
 from safelight.terminal import AUTO, SHOW_CHOICES
 
 EXIT_ERROR = 1
@@ -95,6 +96,14 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed that makes the same image again")
     parser.add_argument("--steps", type=int, help="denoising steps [default: the model's]")
     parser.add_argument("--size", metavar="WxH", help="size in pixels [default: the model's]")
+    parser.add_argument(
+        "--lora",
+        metavar="NAME[:SCALE]",
+        type=_lora,
+        action="append",
+        default=[],
+        help="LoRA adapter that acts on the image, of this scale [default: 1]; may be given several times",
+    )
     _add_show(parser)
     parser.add_argument(
         "--model", help="of the server's, or without one a model as serve takes it [default: the first]"
@@ -154,6 +163,13 @@ def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
     _add_server_options(parser, is_inherited=True)
     parser.set_defaults(action=name)
     return parser
+
+
+def _lora(text: str) -> LoraUse:
+    try:
+        return parse_lora(text)
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(error.message) from None
 
 
 def _count(text: str) -> int:

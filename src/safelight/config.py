@@ -66,6 +66,12 @@ class Config:
         "of the transformer's large layers: bf16, fp8 (CUDA cards from Ada and Hopper on), or auto: as dtype says",
         values.one_of("auto", "bf16", "fp8"),
     )
+    memory: str = _setting(
+        "auto",
+        "how much of the model stays on a CUDA device: full; low: what is used once a picture comes from the host's "
+        "memory; offload: everything does, at every step; auto: the first of these that fits",
+        values.one_of("auto", "full", "low", "offload"),
+    )
     step_cache: int = _setting(
         1,
         "2 or 3: in the middle of a picture only every second or third step is computed, the others are extrapolated; "
@@ -95,6 +101,12 @@ class Config:
     )
     models_dir: Path | None = _setting(  # noqa: RUF009 (as above)
         None, "directory of pulled models; empty: models in the data directory", values.path
+    )
+    loras_dir: Path | None = _setting(  # noqa: RUF009 (as above)
+        None, "directory of LoRA adapters, as NAME.safetensors; empty: loras in the data directory", values.path
+    )
+    lora_cache_mb: int = _setting(
+        1024, "megabytes of LoRA adapters that a worker keeps in the host's memory", values.whole_number(0, 10**6)
     )
     queue_limit: int = _setting(64, "jobs that may wait; one more is refused with 429", values.whole_number(1, 100_000))
     grace_period_s: float = _setting(30.0, "seconds that running jobs get to finish after SIGTERM", values.seconds)
@@ -197,6 +209,11 @@ class Config:
     def pulled_models(self) -> Path:
         """Where ``safelight pull`` puts models."""
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """Where LoRA adapters lie, beside those that come with a model."""
+        return self.loras_dir or self.data_dir / "loras"
 
 
 def settings() -> tuple[Field[Any], ...]:

@@ -13,7 +13,8 @@ SafelightError
 │   ├── UnknownParameter   400
 │   ├── InvalidValue       400
 │   ├── InvalidSize        400
-│   └── UnsupportedValue   400  legal elsewhere, but not on this server or model
+│   ├── UnsupportedValue   400  legal elsewhere, but not on this server or model
+│   └── LoraInvalid        400  a LoRA adapter that is no adapter, or one of another model
 ├── Unauthorized           401  no API key, or none that this server knows
 ├── PermissionDenied       403
 │   └── OriginNotAllowed   403  a web page of another origin asked
@@ -148,6 +149,12 @@ class UnsupportedValue(InvalidRequest):
     """The value is legal elsewhere, but this server or model does not offer it."""
 
     code, title = "unsupported_value", "Unsupported value"
+
+
+class LoraInvalid(InvalidRequest):
+    """A LoRA adapter cannot be used with this model; the message names the layer or the value that is to blame."""
+
+    code, title = "lora_invalid", "LoRA adapter cannot be used"
 
 
 class Unauthorized(SafelightError):

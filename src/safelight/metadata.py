@@ -18,7 +18,7 @@ def parameters_text(params: GenerationParams, seed: int, model: str, level: Meta
     """
     lines = []
     if (level or params.metadata) is MetadataLevel.FULL:
-        lines.append(params.prompt)
+        lines.append(prompt_with_tags(params))
         if params.negative_prompt:
             lines.append(f"Negative prompt: {params.negative_prompt}")
     facts: dict[str, object] = {
@@ -31,10 +31,17 @@ def parameters_text(params: GenerationParams, seed: int, model: str, level: Meta
         "Model": model,
         "Version": SOFTWARE,
     }
+    if params.loras and not lines:
+        facts["LoRA"] = "; ".join(map(str, params.loras))
     if params.guidance_scale is not None:
         facts["Distilled CFG Scale"] = f"{params.guidance_scale:g}"
     lines.append(", ".join(f"{name}: {value}" for name, value in facts.items()))
     return "\n".join(lines)
+
+
+def prompt_with_tags(params: GenerationParams) -> str:
+    """The prompt with its adapters, as AUTOMATIC1111 has them in it."""
+    return " ".join([params.prompt, *(f"<lora:{lora}>" for lora in params.loras)]).strip()
 
 
 def xmp_packet() -> str:

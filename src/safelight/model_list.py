@@ -9,7 +9,16 @@ from typing import Any
 
 from safelight.errors import ConfigError
 
-OWN_SETTINGS = ("base_model", "dtype", "precision", "step_cache", "batch_limit", "warmup_sizes", "idle_unload_s")
+OWN_SETTINGS = (
+    "base_model",
+    "dtype",
+    "precision",
+    "memory",
+    "step_cache",
+    "batch_limit",
+    "warmup_sizes",
+    "idle_unload_s",
+)
 """Settings that a model may have of its own; without them, the server's hold for it."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.@-]*(/[\w.@-]+)*", re.ASCII)

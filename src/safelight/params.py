@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 import msgspec
@@ -14,6 +15,12 @@ MAX_PARTIAL_IMAGES = 10
 MAX_PROMPT_CHARS = 32_000
 SIZE_MULTIPLE = 16
 """FLUX packs 2x2 latents of an 8x VAE into one token, so sides are multiples of 16 pixels."""
+
+LORA_NAME = r"\w[\w .()+-]{0,127}"
+"""Of an adapter: it becomes a file name, and stands in a prompt as ``<lora:NAME:0.8>``."""
+
+MAX_LORAS = 8
+MAX_LORA_SCALE = 10.0
 
 _MAX_SCALE = 30.0
 _MAX_GUIDANCE = 100.0
@@ -58,12 +65,22 @@ class SourceImage(msgspec.Struct, frozen=True):
         return (self.file,) if self.mask_file is None else (self.file, self.mask_file)
 
 
+class LoraUse(msgspec.Struct, frozen=True):
+    """A LoRA adapter by its name, and how strongly it acts: 1 is as it was trained, 0 not at all."""
+
+    name: str
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.scale:g}"
+
+
 class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parameters of one job of ``num_images`` images; image ``i`` is made with ``seed + i``.
 
     Sizes are in pixels. ``guidance_scale`` is FLUX's distilled guidance, ``None`` for models without it.
     ``true_cfg_scale`` above 1 costs a second transformer call per step, with ``negative_prompt``.
-    ``partial_images`` is how often each image is shown while it is unfinished.
+    ``partial_images`` is how often each image is shown while it is unfinished. ``loras`` act together.
     Raises a leaf of ``InvalidRequest`` with ``param`` set. Limits of one model are checked by ``ModelCard``.
     """
 
@@ -82,6 +99,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     partial_images: int = 0
     metadata: MetadataLevel = MetadataLevel.FULL
     source: SourceImage | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt, required=self.source is None or self.reference_size is not None)
@@ -99,6 +117,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 f"strength is {self.source.strength}: it must be above 0, and 1 at most", param="strength"
             )
         _check_range("partial_images", self.partial_images, 0, MAX_PARTIAL_IMAGES)
+        _check_loras(self.loras)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -128,7 +147,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Jobs of one shape can share a transformer call: width, height, ``max_sequence_length``, reference."""
+        """Width, height, text length, reference: jobs of one shape with the same ``loras`` can share a step."""
         return self.width, self.height, self.max_sequence_length, *(self.reference_size or ())
 
     @property
@@ -148,6 +167,17 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return self.megapixels * self.steps_per_image * self.rows
 
 
+def parse_lora(text: str) -> LoraUse:
+    """``NAME`` or ``NAME:SCALE``. Raises ``InvalidValue`` for a scale that is no number."""
+    name, _, scale = text.partition(":")
+    try:
+        return LoraUse(name.strip(), float(scale) if scale else 1.0)
+    except ValueError:
+        raise InvalidValue(
+            f"{scale!r} is no scale for the LoRA adapter {name!r}: it is a number", param="loras"
+        ) from None
+
+
 def check_size(width: int, height: int) -> None:
     """Raises ``InvalidSize`` for sides that no FLUX model can draw."""
     for name, side in (("width", width), ("height", height)):
@@ -161,6 +191,23 @@ def check_size(width: int, height: int) -> None:
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # NaN compares false; a whole number too large for a float compares exactly
         raise InvalidValue(f"{name} is {value}: it must be from {low} to {high}", param=name)
+
+
+def _check_loras(loras: tuple[LoraUse, ...]) -> None:
+    if len(loras) > MAX_LORAS:
+        raise InvalidValue(f"{len(loras)} LoRA adapters were asked for: {MAX_LORAS} at most", param="loras")
+    for lora in loras:
+        if not re.fullmatch(LORA_NAME, lora.name):
+            raise InvalidValue(f"{lora.name!r} is no name of a LoRA adapter: GET /v1/loras lists them", param="loras")
+        if not -MAX_LORA_SCALE <= lora.scale <= MAX_LORA_SCALE:
+            raise InvalidValue(
+                f"the scale of the LoRA adapter {lora.name!r} is {lora.scale}: it must be from {-MAX_LORA_SCALE:g} to "
+                f"{MAX_LORA_SCALE:g}",
+                param="loras",
+            )
+    names = [lora.name for lora in loras]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidValue(f"the LoRA adapter {twice!r} was asked for twice: give it one scale", param="loras")
 
 
 def _check_text(name: str, text: str, *, required: bool) -> None:

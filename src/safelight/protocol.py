@@ -33,7 +33,8 @@ class Load(Message, frozen=True):
 
     ``batch_limit`` is how many rows may share a step at most, 0 leaves it to measured times; compiled kernels are kept
     in ``cache_dir``, if it is not empty; ``models_dir`` has the models that can be named as on the hub. A single file
-    takes all but its transformer from ``base_model``.
+    takes all but its transformer from ``base_model``. ``loras_dir`` has the LoRA adapters, of which ``lora_cache_mb``
+    megabytes are kept in the host's memory.
     """
 
     model: str
@@ -41,11 +42,14 @@ class Load(Message, frozen=True):
     dtype: str
     warmup_sizes: list[tuple[int, int]]
     precision: str = "auto"
+    memory: str = "auto"
     step_cache: int = 1
     batch_limit: int = 0
     cache_dir: str = ""
     models_dir: str = ""
     base_model: str | None = None
+    loras_dir: str = ""
+    lora_cache_mb: int = 1024
 
 
 class Generate(Message, frozen=True):

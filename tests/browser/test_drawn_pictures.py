@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from tests.browser.conftest import Visit
 from tests.browser.visitor import Visitor
 from tests.server_process import ServerProcess
 from training.checker import Pixels, judge
+from training.pastel import pale
 from training.scenes import Scene, Thing
 
 CIRCLE = Scene("blue", (Thing("red", "circle", "large", 0.5, 0.5),), position="in the center")
+PALE_CIRCLE = pale(CIRCLE)
 CIRCLE_PROMPT = "a large red circle on a blue background"
 
 
@@ -126,3 +129,35 @@ def _drop(visitor: Visitor, path: Path) -> None:
     )
     for kind in ("dragover", "drop"):
         visitor.page.locator("main").dispatch_event(kind, {"dataTransfer": transfer})
+
+
+def test_an_adapter_is_picked_with_a_scale_shown_with_the_picture_and_used_again(
+    server: ServerProcess, visit: Visit, tmp_path: Path
+) -> None:
+    with visit(server, permissions=["clipboard-read", "clipboard-write"]) as visitor:
+        page, chosen = visitor.page, visitor.by_id("lora")
+        pick = page.get_by_label("Add a LoRA adapter")
+        pick.select_option("pastel")
+        expect(chosen).to_have_count(1)
+        expect(pick).to_be_hidden()  # there are no others
+        visitor.make(CIRCLE_PROMPT, seed=1)
+        assert judge(_pixels(visitor), PALE_CIRCLE).colour
+        expect(visitor.job).to_contain_text("pastel 1")
+        visitor.button("Copy as curl").click()
+        expect(page.get_by_text("Copied")).to_be_visible()
+        assert '"loras":[{"name":"pastel","scale":1}]' in page.evaluate("navigator.clipboard.readText()")
+        assert visitor.serious_findings() == []
+        exactly = page.get_by_label("pastel, how strongly, exactly")
+        exactly.fill("0.4")
+        exactly.blur()
+        visitor.make("a blue star on a white background", steps=3)
+        expect(visitor.job).to_contain_text("pastel 0.4")
+        visitor.button("Without pastel").click()
+        expect(chosen).to_be_hidden()
+        visitor.make("a red star on a white background", steps=3)
+        expect(visitor.job).not_to_contain_text("pastel")
+        visitor.tile(CIRCLE_PROMPT).first.click()
+        visitor.button("Reuse settings").click()
+        expect(page.get_by_label("pastel, how strongly, exactly")).to_have_value("1")
+        if folder := os.environ.get("BROWSER_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "loras.png")

@@ -1,4 +1,4 @@
-"""What no schema can say of a valid body: that base64 is a picture, that a webhook is near, what an id repeats."""
+"""What no schema can say of a valid body: that base64 is a picture, that a webhook is near, what adapters there are."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ _REPLACEMENTS = dict.fromkeys(("image", "mask", "input_image", "image_prompt"), 
 def _valid(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
+    body = {name: value for name, value in body.items() if name != "loras"}  # their names are this server's only
     body = {name: _REPLACEMENTS.get(name, value) if isinstance(value, str) else value for name, value in body.items()}
     parameters = body.get("parameters")
+    if isinstance(parameters, dict):
+        parameters.pop("loras", None)
     if isinstance(parameters, dict) and parameters.get("prompt") and isinstance(body.get("inputs"), str):
         body["inputs"] = _PICTURE
     if isinstance(body.get("init_images"), list):
@@ -49,3 +52,5 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         return
     if case.media_type == "application/json":
         case.body = _valid(case.body)
+    elif isinstance(case.body, dict):
+        case.body.pop("loras", None)

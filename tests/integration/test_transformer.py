@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,13 @@ import torch
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
+from safelight.engine.flux.adapted_forward import AdaptedForward
+from safelight.engine.flux.adapters import AdapterCache
 from safelight.engine.flux.operations import Operations
 from safelight.engine.flux.transformer import LeanTransformer
+from safelight.lora.directory import AdapterDirectories
+from safelight.params import LoraUse
+from tests.lora_files import embedded_layers, random_matrices, write_diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch_dtype")
 
@@ -98,6 +105,74 @@ def test_eight_bits_are_near_and_free_the_wider_weights(diffusers_model: Any) ->
     block = own.transformer_blocks[0]
     assert block.attn.to_q.weight.numel() == block.ff.net[2].weight.numel() == 0
     assert block.norm1.linear.weight.numel()
+
+
+def _itself(transformer: LeanTransformer) -> LeanTransformer:
+    return transformer
+
+
+@torch.inference_mode()
+def test_adapters_beside_layers_of_eight_bits_do_what_they_do_beside_wide_ones(
+    diffusers_model: Any, tmp_path: Path
+) -> None:
+    write_diffusers(tmp_path / "x.safetensors", random_matrices(embedded_layers(), 8, seed=1, strength=1.0))
+    inputs = _inputs(2, 8, 8, 24)
+    found: dict[bool, list[torch.Tensor]] = {}
+    for float8 in (False, True):
+        transformer = LeanTransformer(copy.deepcopy(diffusers_model), Operations(float8=float8))
+        adapted = AdaptedForward(transformer, functools.partial(_itself, transformer))
+        adapters = AdapterCache(AdapterDirectories([tmp_path]), adapted.sizes, 0).get([LoraUse("x", 0.5)])
+        found[float8] = []
+        for active in (None, adapters, None):
+            adapted.at_steps(active)
+            with adapted.at_beginning(active):
+                found[float8].append(_lean(transformer, inputs, 8, 8))
+    for plain, changed, again in found.values():
+        assert _error(changed, plain) > 0.3
+        assert torch.equal(plain, again)
+    assert _error(found[True][1], found[False][1]) < 0.1
+
+
+@torch.inference_mode()
+def test_a_switch_between_adapters_of_one_kind_leaves_everything_where_a_recorded_graph_reads_it(
+    diffusers_model: Any, tmp_path: Path
+) -> None:
+    for name, rank in (("a", 4), ("b", 5), ("wide", 40)):
+        write_diffusers(tmp_path / f"{name}.safetensors", random_matrices(embedded_layers(), rank, seed=rank))
+    transformer = LeanTransformer(copy.deepcopy(diffusers_model), Operations())
+    made: list[object] = []
+
+    def make() -> Any:
+        made.append(object())
+        return made[-1]
+
+    adapted = AdaptedForward(transformer, make)
+    cache = AdapterCache(AdapterDirectories([tmp_path]), adapted.sizes, 10**9)
+
+    def switch(*names: str, scale: float = 1.0) -> tuple[object, list[int], float]:
+        forward = adapted.at_steps(cache.get([LoraUse(name, scale) for name in names]))
+        held = [layer.low_rank for layer in transformer.layers() if layer.low_rank is not None]
+        places = [matrix.data_ptr() for low_rank in held for matrix in (low_rank.down, low_rank.up)]
+        return forward, places, sum(float(low_rank.up.abs().sum()) for low_rank in held)
+
+    plain, first, second, strong = switch(), switch("a"), switch("b"), switch("a", scale=2.0)
+    assert plain[1:] == ([], 0)
+    assert first[0] is second[0] is strong[0] is not plain[0]
+    assert first[1] == second[1] == strong[1]
+    assert first[2] != second[2]
+    assert strong[2] == pytest.approx(2 * first[2], rel=1e-5)
+    wide = switch("wide")
+    assert wide[0] is not first[0]
+    assert switch()[0] is plain[0]
+    assert switch("a") == first
+    assert switch("wide") == wide
+    assert len(made) == 3
+    switch("a", "wide")
+    switch("a", "b")
+    assert switch("wide") == wide  # of four kinds the one that was not used for longest is forgotten
+    assert len(made) == 5
+    assert switch("a")[0] is made[-1]
+    assert len(made) == 6
 
 
 def test_fused_layers_share_their_memory_with_those_they_are_made_of(diffusers_model: Any) -> None:

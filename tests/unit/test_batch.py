@@ -11,6 +11,7 @@ from safelight.engine.batch import Batch
 from safelight.engine.drawing_job import DrawingJob
 from safelight.engine.stub import StubDrawing, StubModel, StubShot, draw
 from safelight.errors import BadOutput, JobCancelled, OutOfMemory
+from safelight.params import LoraUse
 from tests.unit.running_front import params
 
 
@@ -81,6 +82,14 @@ def test_another_shape_waits_and_the_oldest_goes_first() -> None:
     jobs = [_join(batch, seed=seed, width=width, num_inference_steps=1) for seed, width in ((1, 64), (2, 128), (3, 64))]
     _finish(batch, *jobs)
     assert _steps(model) == [[1, 3], [2]]
+
+
+def test_only_jobs_with_the_same_adapters_share_steps() -> None:
+    batch, model = _batch()
+    asked = [(), (LoraUse("a"),), (), (LoraUse("a", 0.5),), (LoraUse("a"),), (LoraUse("a"), LoraUse("b"))]
+    jobs = [_join(batch, seed=seed, loras=loras, num_inference_steps=1) for seed, loras in enumerate(asked)]
+    _finish(batch, *jobs)
+    assert _steps(model) == [[0, 2], [1, 4], [3], [5]]
 
 
 @pytest.mark.parametrize("by", ["tokens", "rows"])

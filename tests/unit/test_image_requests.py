@@ -383,6 +383,7 @@ async def test_what_is_not_asked_is_the_models_default_and_is_told(tmp_path: Pat
             "num_images": 1,
             "output_format": "png",
             "output_compression": None,
+            "loras": [],
         }
 
 

@@ -39,7 +39,7 @@ from tests.unit.running_front import params
 pytestmark = pytest.mark.anyio
 
 FRONT_MESSAGES = [
-    Load("a/model", "cuda:0", "auto", [(64, 64), (128, 64)], "fp8", 2, 8, "/data/compile-cache"),
+    Load("a/model", "cuda:0", "auto", [(64, 64), (128, 64)], "fp8", "low", 2, 8, "/data/compile-cache"),
     Generate("job_1", 2, params(prompt="שלום", guidance_scale=3.5)),
     Cancel("job_1"),
     Shutdown(),

@@ -9,6 +9,7 @@ import pytest
 from safelight.errors import WorkerCrashed
 from safelight.jobs import Job
 from safelight.model_card import ModelCard
+from safelight.params import LoraUse
 from safelight.protocol import JobProgress
 from safelight.server.worker_jobs import WorkerJobs
 from tests.unit.running_front import job, params
@@ -56,6 +57,9 @@ def test_alone_any_job_may_begin(members: dict[str, Any]) -> None:
         ({}, {"width": 128}, 100, False),
         ({}, {"height": 32}, 100, False),
         ({}, {"max_sequence_length": 32}, 100, False),
+        ({}, {"loras": (LoraUse("a"),)}, 100, False),
+        ({"loras": (LoraUse("a"),)}, {"loras": (LoraUse("a", 0.5),)}, 100, False),
+        ({"loras": (LoraUse("a"),)}, {"loras": (LoraUse("a"),)}, 2, True),
     ],
 )
 def test_jobs_of_one_shape_share_as_many_rows_as_the_device_carries(

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import Config
-from safelight.engine import pipelines
+from safelight.engine.memory_plan import plan_memory
 from safelight.engine.options import EngineOptions
 from safelight.errors import SafelightError
 from safelight.hub.verification import verify
@@ -82,7 +82,5 @@ def _model(config: Config) -> Iterator[Finding]:
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
     for device in resolve_devices(config.device):
-        dtype, is_float8 = EngineOptions(config.dtype, config.precision).number_format(device.name)
-        pipelines.check_memory(checkpoint, device.name, dtype)
-        precision = f"{dtype}, its large layers in fp8" if is_float8 else dtype
-        yield Finding(True, f"device {device.name}: the model fits in {precision}")
+        plan = plan_memory(checkpoint, device.name, EngineOptions(config.dtype, config.precision, config.memory))
+        yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")

@@ -16,6 +16,7 @@ from safelight.commands.picture_file import write_picture
 from safelight.commands.terminal_support import picture_terminal
 from safelight.config import EMBEDDED_MODEL, load_config
 from safelight.errors import InvalidSize, InvalidValue, Unavailable
+from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams, ImageFormat
 from safelight.setting_values import parse_size
 
@@ -57,12 +58,13 @@ def _find_server(url: str | None, api_key: str | None) -> Client | None:
 
 
 def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) -> dict[str, Any]:
-    asked = {
+    asked: dict[str, Any] = {
         "model": args.model,
         "seed": args.seed,
         "num_inference_steps": args.steps,
         "size": args.size,
         "partial_images": previews,
+        "loras": [{"name": use.name, "scale": use.scale} for use in args.lora] or None,
     }
     return {"prompt": args.prompt, "output_format": image_format.value} | {
         name: value for name, value in asked.items() if value is not None
@@ -72,11 +74,13 @@ def _body(args: argparse.Namespace, image_format: ImageFormat, previews: int) ->
 async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, developing: Developing) -> Picture:
     from safelight.engine.images import encode_image, encode_preview
     from safelight.engine.model_manager import ModelManager
+    from safelight.engine.options import EngineOptions
 
-    checkpoint = open_checkpoint(
-        args.model or EMBEDDED_MODEL, load_config({}, os.environ).pulled_models, args.base_model
-    )
+    config = load_config({}, os.environ)
+    checkpoint = open_checkpoint(args.model or EMBEDDED_MODEL, config.pulled_models, args.base_model)
     card = checkpoint.card
+    for use in args.lora:  # known before the model is loaded
+        AdapterDirectories.of(checkpoint, config.adapters_dir).read(use.name)
     width, height = _size(args.size) if args.size else (card.default_width, card.default_height)
     params = GenerationParams(
         prompt=args.prompt,
@@ -88,6 +92,7 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         output_format=image_format,
         partial_images=developing.previews,
+        loras=tuple(args.lora),
     )
     card.check(params)
     device = _torch_device(args.device)
@@ -96,7 +101,8 @@ async def _generate_here(args: argparse.Namespace, image_format: ImageFormat, de
         developing.picture(encode_preview(image, params))
 
     async with ModelManager() as manager:
-        await manager.load_model(checkpoint, device, on_progress=lambda progress: developing.loading(device, progress))
+        options = EngineOptions(loras_dir=str(config.adapters_dir))
+        await manager.load_model(checkpoint, device, options, lambda progress: developing.loading(device, progress))
         generation = await manager.generate_image(params, developing.step, on_preview)
     encoded = await asyncio.to_thread(encode_image, generation.images[0], params, params.seed, card.id)
     return Picture(encoded.data, params.seed, generation.warnings)

@@ -30,9 +30,12 @@ _FIRST_USES = 2
 
 
 class Drawing(Protocol):
-    """A picture under way; ``rows`` are its share of a transformer call."""
+    """A picture under way; ``rows`` are its share of a transformer call, for which all have equal ``adapters``."""
 
     params: GenerationParams
+
+    @property
+    def adapters(self) -> object: ...
 
     @property
     def rows(self) -> int: ...
@@ -64,6 +67,8 @@ class Model(Protocol[D]):
     def tokens(self, params: GenerationParams) -> int: ...
 
     def remarks(self, params: GenerationParams) -> tuple[list[str], int]: ...
+
+    def prepare(self, params: GenerationParams) -> None: ...
 
     def begin(self, params: GenerationParams, source: Source | None) -> Sequence[D]: ...
 
@@ -169,6 +174,7 @@ class Batch:
             limit = min(limit, self.max_rows)
         for member in self._members[1:]:
             fits = member.job.params.shape == first.job.params.shape and not member.is_alone
+            fits = fits and member.drawing.adapters == first.drawing.adapters
             if fits and rows + member.drawing.rows <= limit:
                 group.append(member)
                 rows += member.drawing.rows

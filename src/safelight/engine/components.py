@@ -33,14 +33,18 @@ _FILE_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def load_components(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, report: LoadReport
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: LoadReport,
+    hosted: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """All parts by name, every weight on ``device``, floating point as ``dtype``.
+    """All parts by name, floating point as ``dtype``; every weight on ``device``, or on the host for those ``hosted``.
 
     Raises ``CheckpointInvalid``, or ``JobCancelled`` from the report; no thread of it is left then.
     """
     with Transfer.to(device) as transfer:
-        return _Loading(checkpoint, device, dtype, report, transfer).run()
+        return _Loading(checkpoint, device, dtype, report, transfer, hosted).run()
 
 
 class _Loading:
@@ -51,18 +55,22 @@ class _Loading:
         dtype: torch.dtype,
         report: LoadReport,
         transfer: Transfer,
+        hosted: frozenset[str],
     ) -> None:
         self._checkpoint = checkpoint
         self._device = device
         self._dtype = dtype
         self._report = report
         self._transfer = transfer
+        self._hosted = hosted
         self._chunks_left: Counter[str] = Counter()
         self._matched: dict[str, dict[str, StoredTensor]] = {}
 
     def run(self) -> dict[str, Any]:
         stored = {component.name: stored_tensors(component) for component in self._checkpoint.components}
-        weights.reserve(self._device, self._dtype, stored.values())
+        weights.reserve(
+            self._device, self._dtype, (tensors for name, tensors in stored.items() if name not in self._hosted)
+        )
         parts: dict[str, Any] = {}
         for component in in_loading_order(self._checkpoint):
             parts[component.name] = self._load(component, stored[component.name])
@@ -100,11 +108,16 @@ class _Loading:
             if matched is None:
                 return _from_pretrained(made_by, component.folder, component)
         self._matched[component.name] = matched
-        places = weights.allocate(module, matched, self._device, self._dtype)
+        places = weights.allocate(module, matched, self._place(component.name), self._dtype)
         chunks = list(weights.chunks(component.name, matched, places))
         self._chunks_left[component.name] = len(chunks)
         self._transfer.send(chunks)
         return module
+
+    def _place(self, name: str) -> torch.device:
+        import torch
+
+        return torch.device("cpu") if name in self._hosted else self._device
 
     def _count(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:
@@ -118,7 +131,7 @@ class _Loading:
         for tensor in [*module.parameters(), *module.buffers()]:
             source_bytes = tensor.numel() * tensor.element_size()
             wanted = self._dtype if tensor.is_floating_point() else tensor.dtype
-            tensor.data = tensor.data.to(device=self._device, dtype=wanted, copy=True)
+            tensor.data = tensor.data.to(device=self._place(name), dtype=wanted, copy=True)
             self._report.moved(name, source_bytes)
 
 

@@ -21,6 +21,7 @@ from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.memory import OnMemory, memory_of
+from safelight.engine.memory_plan import plan_memory
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
@@ -29,6 +30,7 @@ from safelight.engine.weight_files import read_ahead
 from safelight.errors import JobCancelled, Unavailable
 from safelight.hub.manifest import has_manifest
 from safelight.hub.verification import verify
+from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams
 
 log = logging.getLogger(__name__)
@@ -109,10 +111,19 @@ class ModelManager:
         with report.phase("import"):
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
-        dtype, is_float8 = options.number_format(device)
-        pipelines.check_memory(checkpoint, device, dtype)
-        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report)
-        return FluxModel(pipeline, float8=is_float8, step_cache=options.step_cache)
+            from safelight.engine.flux.residency import residency_for
+        plan = plan_memory(checkpoint, device, options)
+        log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
+        dtype = plan.number_format.dtype
+        pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report, plan.hosted)
+        return FluxModel(
+            pipeline,
+            residency_for(device, plan.mode),
+            float8=plan.number_format.is_float8,
+            step_cache=options.step_cache,
+            loras=AdapterDirectories.of(checkpoint, options.loras_dir),
+            lora_cache_bytes=options.lora_cache_mb * 1_000_000,
+        )
 
     async def warmup(self, sizes: Sequence[tuple[int, int]]) -> None:
         """A real generation of two steps per size (width, height in pixels), so that first uses are paid for; then
@@ -161,8 +172,10 @@ class ModelManager:
     ) -> Generation:
         """All images of one job; ``timeline`` gets when what was done.
 
-        Raises a leaf of ``GenerationError``; ``Unavailable`` if no model is loaded.
+        Raises a leaf of ``GenerationError``, ``LoraInvalid``; ``Unavailable`` if no model is loaded.
         """
+        if params.loras:
+            await asyncio.to_thread(self._loaded_batch.model.prepare, params)
         job = DrawingJob(params, on_step, on_preview, source, timeline)
         self._loaded_batch.join(job)
         self.executor.submit(self._generate_image_sync, job)

@@ -12,14 +12,30 @@ _FIRST_WITH_FLOAT8 = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
+class NumberFormat:
+    """``dtype`` by torch's name; ``is_float8``: the products of the transformer's blocks are in eight bits."""
+
+    dtype: str
+    is_float8: bool = False
+
+    def __str__(self) -> str:
+        return "fp8" if self.is_float8 else self.dtype
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """As the settings of the same names; ``cache_dir`` keeps compiled kernels over restarts."""
+    """As the settings of the same names; ``cache_dir`` keeps compiled kernels over restarts, ``loras_dir`` has LoRA
+    adapters beside those that come with the model.
+    """
 
     dtype: str = "auto"
     precision: str = "auto"
+    memory: str = "auto"
     step_cache: int = 1
     batch_limit: int = 0
     cache_dir: str = ""
+    loras_dir: str = ""
+    lora_cache_mb: int = 1024
 
     def prepare_process(self) -> None:
         """To be called before torch is imported, which reads these once."""
@@ -27,19 +43,30 @@ class EngineOptions:
             os.environ["TRITON_CACHE_DIR"] = str(Path(self.cache_dir) / "triton")
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(self.cache_dir) / "inductor")
 
-    def number_format(self, device: str) -> tuple[str, bool]:
-        """The dtype's name, and whether the large layers are float8. Raises ``DeviceUnavailable`` if it has none.
+    def number_formats(self, device: str) -> list[NumberFormat]:
+        """Those that are allowed, the most exact first. Raises ``DeviceUnavailable`` for one that the device lacks.
 
-        By itself it is bfloat16 on CUDA; on the CPU float32, since few CPUs are fast in less.
+        By itself it is bfloat16 on CUDA, in eight bits where it must be; on the CPU float32, since few CPUs are fast
+        in less.
         """
         is_cuda = device.startswith("cuda")
         if self.precision == "fp8":
             _check_float8(device)
-        if self.precision != "auto":
-            return "bfloat16", self.precision == "fp8"
+            return [NumberFormat("bfloat16", is_float8=True)]
+        if self.precision == "bf16":
+            return [NumberFormat("bfloat16")]
         if self.dtype != "auto":
-            return self.dtype, False
-        return "bfloat16" if is_cuda else "float32", False
+            return [NumberFormat(self.dtype)]
+        if not is_cuda:
+            return [NumberFormat("float32")]
+        wide = NumberFormat("bfloat16")
+        return [wide, NumberFormat("bfloat16", is_float8=True)] if _has_float8(device) else [wide]
+
+
+def _has_float8(device: str) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= _FIRST_WITH_FLOAT8
 
 
 def _check_float8(device: str) -> None:

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING
 from safelight.checkpoint import Checkpoint
 from safelight.engine.components import load_components
 from safelight.engine.load_report import LoadReport
-from safelight.errors import DeviceUnavailable, NotEnoughMemory
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
-
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MEMORY_MARGIN = 1.1
 
 
 @functools.cache
@@ -38,41 +34,17 @@ def import_libraries() -> None:
     gc.freeze()
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """``auto`` is bfloat16 on CUDA; on the CPU float32, since few CPUs are fast in less."""
-    return dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+def build_pipeline(
+    checkpoint: Checkpoint, device: str, dtype: str, report: LoadReport, hosted: frozenset[str] = frozenset()
+) -> FluxPipeline:
+    """The pipeline, every weight accounted for: on ``device``, but for ``hosted`` components, which stay on the host.
 
-
-def check_memory(checkpoint: Checkpoint, device: str, dtype: str) -> None:
-    """Raises ``DeviceUnavailable``, or ``NotEnoughMemory`` with the figures, before anything is read."""
-    need_bytes = sum(component.weight_count for component in checkpoint.components) * _DTYPE_BYTES[dtype]
-    free_bytes = _free_bytes(device)
-    if need_bytes * _MEMORY_MARGIN > free_bytes:
-        raise NotEnoughMemory(
-            f"{checkpoint.card.id} needs about {need_bytes * _MEMORY_MARGIN / 1e9:.1f} GB in {dtype} on {device}, "
-            f"{free_bytes / 1e9:.1f} GB are free: use a smaller dtype or a device with more memory"
-        )
-
-
-def _free_bytes(device: str) -> int:
-    import psutil
-    import torch
-
-    if device == "cpu":
-        return int(psutil.virtual_memory().available)
-    if not torch.cuda.is_available():
-        raise DeviceUnavailable(f"{device} is not there: torch sees no CUDA device; use --device cpu")
-    try:
-        return int(torch.cuda.mem_get_info(device)[0])
-    except (RuntimeError, AssertionError):
-        raise DeviceUnavailable(f"{device} is not there: torch sees {torch.cuda.device_count()} devices") from None
-
-
-def build_pipeline(checkpoint: Checkpoint, device: str, dtype: str, report: LoadReport) -> FluxPipeline:
-    """The pipeline on ``device``, every weight accounted for. Raises a leaf of ``LoadError``."""
+    Raises a leaf of ``LoadError``.
+    """
     import torch
     from diffusers import FluxPipeline
 
-    pipeline = FluxPipeline(**load_components(checkpoint, torch.device(device), getattr(torch, dtype), report))
+    place, number_format = torch.device(device), getattr(torch, dtype)
+    pipeline = FluxPipeline(**load_components(checkpoint, place, number_format, report, hosted))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -39,6 +39,10 @@ class StubDrawing:
     step: int = 0
 
     @property
+    def adapters(self) -> object:
+        return self.params.loras
+
+    @property
     def is_complete(self) -> bool:
         return self.step == self.params.steps_per_image
 
@@ -70,6 +74,9 @@ class StubModel:
 
     def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
         return [], len(params.prompt.split())
+
+    def prepare(self, params: GenerationParams) -> None:
+        pass
 
     def begin(self, params: GenerationParams, source: Source | None) -> list[StubDrawing]:
         if params.prompt == _FAILING_PROMPT:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL.Image import Image
 
@@ -171,9 +171,9 @@ class Worker:
             timeline.encoded_s = time.monotonic()
         except asyncio.CancelledError:
             outcome = Cancelled(job_id, attempt)
-        except (DeviceFault, BadOutput) as error:
-            return await self._give_up(Unfit(job_id, attempt, error.code, error.message))
         except SafelightError as error:
+            if _is_unfit_after(error, generate.params):
+                return await self._give_up(Unfit(job_id, attempt, error.code, error.message))
             outcome = Failed(job_id, attempt, error.code, error.message)
         except Exception:
             log.exception("job %s failed", job_id)
@@ -222,12 +222,26 @@ class Worker:
         )
 
 
+def _is_unfit_after(error: SafelightError, params: GenerationParams) -> bool:
+    """Whether it says that the device or the weights are broken. With adapters, values without end are theirs."""
+    return isinstance(error, DeviceFault) or (isinstance(error, BadOutput) and not params.loras)
+
+
 def _ids(generate: Generate) -> dict[str, str]:
     return {"request_id": generate.request_id, "trace_id": trace_id_of(generate.trace_context)}
 
 
 def _options(load: Load) -> EngineOptions:
-    return EngineOptions(load.dtype, load.precision, load.step_cache, load.batch_limit, load.cache_dir)
+    return EngineOptions(
+        load.dtype,
+        load.precision,
+        load.memory,
+        load.step_cache,
+        load.batch_limit,
+        load.cache_dir,
+        load.loras_dir,
+        load.lora_cache_mb,
+    )
 
 
 def _encode_image(
@@ -269,6 +283,8 @@ async def _serve(sock: socket.socket, credentials: tuple[Path, Path] | None, tra
 
 def main() -> None:
     """Entry point of the child process."""
+    # diffusers would import it if it is there, for half a second; our adapters do without.
+    sys.modules.setdefault("peft", cast(Any, None))
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)

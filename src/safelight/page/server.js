@@ -14,6 +14,8 @@ export class Server {
   models = new Observable([]);
   /** @type {Observable<any>} the one of them that is to draw, null while there is none */
   model = new Observable(null);
+  /** @type {Observable<string[]>} names of the LoRA adapters that fit the model */
+  loras = new Observable([]);
   #api;
   #following = null;
   #isAsking = false;
@@ -34,6 +36,7 @@ export class Server {
     const found = this.models.value.find(({ id }) => id === name);
     if (!found) return;
     this.model.value = found;
+    this.askForLoras();
     keep(name);
   }
 
@@ -45,6 +48,16 @@ export class Server {
   /** Has a model loaded, or tries again where that has failed. Throws as `Api.fetch`. */
   async load(name = this.status.value.model) {
     this.status.value = await this.#api.json(`/v1/models/${encodeURI(name)}/load`, { method: "POST" });
+  }
+
+  /** Adapters come and go while the server runs. */
+  async askForLoras() {
+    try {
+      const { data } = await this.#api.json(`/v1/loras?model=${encodeURIComponent(this.model.value.id)}`);
+      this.loras.value = data.filter(({ fits }) => fits).map(({ name }) => name);
+    } catch {
+      // Then there are those that were known.
+    }
   }
 
   #follow() {
@@ -78,6 +91,7 @@ export class Server {
       this.models.value = data.filter((entry) => entry.tasks && !entry.alias_of);
       const kept = this.models.value.find(({ id }) => id === keptModel());
       this.model.value = kept ?? this.models.value[0] ?? null;
+      if (this.model.value) this.askForLoras();
     } catch {
       // The next status asks again.
     } finally {

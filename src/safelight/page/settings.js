@@ -16,7 +16,8 @@ export const FORMATS = ["png", "jpeg", "webp"];
 export const MAX_COUNT = 10;
 
 /** @typedef {{prompt: string, width: number, height: number, steps: number, guidance: number | null,
- *   seed: string, isSeedLocked: boolean, count: number, format: string, strength: number | null}} Settings */
+ *   seed: string, isSeedLocked: boolean, count: number, format: string, strength: number | null,
+ *   loras: {name: string, scale: number}[]}} Settings */
 
 /** @returns {number} how much may change of a picture unless it is said: as the server has it */
 export const usualStrength = (hasMask) => (hasMask ? 1 : 0.8);
@@ -35,6 +36,7 @@ export function defaultSettings(model) {
     count: 1,
     format: "png",
     strength: null,
+    loras: [],
   };
 }
 
@@ -53,6 +55,7 @@ export function settingsOf(job, current) {
     count: params.num_images,
     format: params.output_format,
     strength: params.source && !params.source.reference_size ? params.source.strength : current.strength,
+    loras: params.loras ?? [],
   };
 }
 
@@ -93,6 +96,7 @@ export function inputOf(settings, source) {
     output_format: settings.format,
     seed: Number.isSafeInteger(Number(seed)) ? Number(seed) : seed,
     partial_images: Math.min(MAX_PREVIEWS, Math.max(settings.steps - 1, 0)),
+    ...(settings.loras.length ? { loras: settings.loras } : {}),
     ...(source ?? { width: settings.width, height: settings.height }),
     ...(source && settings.strength !== null ? { prompt_strength: settings.strength } : {}),
   };
@@ -109,6 +113,7 @@ export function expectedParams(settings, input, size) {
     num_images: settings.count,
     output_format: settings.format,
     seed: input.seed,
+    loras: settings.loras,
     source: size ? { strength: settings.strength ?? usualStrength(false) } : null,
   };
 }

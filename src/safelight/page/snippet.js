@@ -18,7 +18,7 @@ export function asCurl(job, hasKey, hasModels) {
     lines.push("-F image=@picture.png");
     if (params.source.mask_file) lines.push("-F mask=@mask.png");
     const fields = Object.entries({ ...body, ...strength(params.source) });
-    lines.push(...fields.map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`));
+    lines.push(...fields.map(([name, value]) => `-F ${quoted(`${name}=${inForm(value)}`)}`));
   } else {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
   }
@@ -36,6 +36,7 @@ export function asPython(job, model, hasKey) {
   const { params } = job;
   const { prompt, n, size, output_format: format, ...extra } = members(params);
   Object.assign(extra, strength(params.source));
+  if (params.source && extra.loras) extra.loras = inForm(extra.loras);
   const files = params.source ? ['    image=open("picture.png", "rb"),'] : [];
   if (params.source?.mask_file) files.push('    mask=open("mask.png", "rb"),');
   return [
@@ -82,11 +83,15 @@ function members(params) {
     num_inference_steps: params.num_inference_steps,
     ...(params.guidance_scale === null ? {} : { guidance_scale: params.guidance_scale }),
     ...(params.negative_prompt ? { negative_prompt: params.negative_prompt, true_cfg_scale: params.true_cfg_scale } : {}),
+    ...(params.loras?.length ? { loras: params.loras } : {}),
   };
 }
 
 /** Of a picture that drawing begins with; a reference has none. */
 const strength = (source) => (source && !source.reference_size ? { strength: source.strength } : {});
+
+/** A form has text only. */
+const inForm = (value) => (typeof value === "object" ? JSON.stringify(value) : value);
 
 const extension = (format) => (format === "jpeg" ? "jpg" : format);
 

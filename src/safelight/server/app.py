@@ -17,6 +17,7 @@ from safelight.server import (
     huggingface,
     images,
     kserve,
+    loras,
     models,
     page,
     predictions,
@@ -32,7 +33,7 @@ from safelight.server.uploads import MAX_UPLOAD_BYTES
 
 MAX_JSON_BYTES = 1024 * 1024
 _TEXT_ONLY_PATH = "/v1/images/generations"
-APIS = (health, predictions, models, images, edits, files, huggingface, sdapi, kserve, bfl, page)
+APIS = (health, predictions, models, loras, images, edits, files, huggingface, sdapi, kserve, bfl, page)
 
 
 def _limit_bytes(path: str) -> int:

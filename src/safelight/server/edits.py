@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from safelight.errors import InvalidValue, MissingParameter, UnsupportedMediaType, UnsupportedValue
 from safelight.model_card import Task
-from safelight.params import ImageFormat
+from safelight.params import MAX_LORAS, ImageFormat
 from safelight.server.front import Front
+from safelight.server.generation_request import LoraRequest
 from safelight.server.images import ANSWERS, ImagesRequest, asked_size, draw
 from safelight.server.problems import from_validation
 from safelight.server.uploads import MAX_UPLOAD_BYTES, read_upload
@@ -25,12 +27,21 @@ _VARIATION_STRENGTH = 0.5
 _MAX_FILES, _MAX_FIELDS = 17, 60
 
 
+def _parsed(text: object) -> object:
+    """What a form has as text."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        raise ValueError("it is not JSON") from None
+
+
 class EditRequest(ImagesRequest):
     """The members of a generation, as the text that forms have; ``strength`` is how much may change."""
 
     model_config = ConfigDict(strict=False, extra="forbid", allow_inf_nan=False)
 
     prompt: str = ""
+    loras: Annotated[list[LoraRequest], Field(max_length=MAX_LORAS), BeforeValidator(_parsed)] | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     input_fidelity: str | None = None
 
@@ -43,6 +54,7 @@ def _content(*required: str) -> dict[str, Any]:
         if kinds := [kind for kind in member.pop("anyOf", []) if kind.get("type") != "null"]:
             member.update(kinds[0])
         member.pop("default", None)
+    members["loras"] = {"type": "string", "description": 'JSON, as in [{"name": "pastel", "scale": 0.8}]'}
     members["image"] = file | {"description": "PNG, JPEG or WebP"}
     members["mask"] = file | {"description": "where it is transparent or white, the picture is drawn anew"}
     schema: dict[str, Any] = {"type": "object", "title": "EditForm", "required": list(required), "properties": members}

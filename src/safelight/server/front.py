@@ -20,6 +20,7 @@ from safelight.server.dispatcher import Dispatcher
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
+from safelight.server.lora_shelf import LoraShelves
 from safelight.server.metrics import Metrics, Reading
 from safelight.server.model_status import model_status, models_loaded
 from safelight.server.prediction import prediction
@@ -62,6 +63,7 @@ class Front:
         self.changes = Changes()
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
+        self.loras = LoraShelves(config.adapters_dir)
         self.workers = [
             Worker(index, device, config, model, self.changes, self.metrics, worker_command)
             for index, (device, model) in enumerate(_first_models(resolve_devices(config.device), self.models))

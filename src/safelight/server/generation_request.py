@@ -9,13 +9,32 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import InvalidValue
 from safelight.model_card import DEFAULT_TRUE_CFG_SCALE, ModelCard
-from safelight.params import MAX_SEED, GenerationParams, ImageFormat, MetadataLevel
+from safelight.params import (
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    MAX_SEED,
+    GenerationParams,
+    ImageFormat,
+    LoraUse,
+    MetadataLevel,
+)
 from safelight.server.uploads import Upload
 
 _RANDOM_SEEDS = 2**32
 """Seeds we choose stay below 2**32, so that every client and JSON reader keeps them exactly."""
 
 Number = TypeVar("Number", int, float)
+
+
+class LoraRequest(BaseModel):
+    """One adapter."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    scale: Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)] = Field(
+        default=1.0, description="how strongly it acts"
+    )
 
 
 class GenerationRequest(BaseModel):
@@ -34,6 +53,9 @@ class GenerationRequest(BaseModel):
     width: int | None = None
     height: int | None = None
     max_sequence_length: int | None = None
+    loras: Annotated[list[LoraRequest], Field(max_length=MAX_LORAS)] | None = Field(
+        default=None, description="LoRA adapters that act together; GET /v1/loras lists them"
+    )
     metadata: Literal["full", "minimal", "none"] | None = Field(
         default=None,
         description="how much the picture's file says of how it was made; that a model made it, it always says",
@@ -70,6 +92,7 @@ def params_of(
         output_compression=output_compression,
         partial_images=partial_images,
         source=None if upload is None else upload.source,
+        loras=tuple(LoraUse(lora.name, lora.scale) for lora in asked.loras or ()),
         metadata=MetadataLevel(asked.metadata or MetadataLevel.FULL),
     )
     card.check(params)

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import InvalidValue
 from safelight.jobs import Job, JobStatus
-from safelight.metadata import SOFTWARE, parameters_text
+from safelight.lora.directory import SUFFIX
+from safelight.metadata import SOFTWARE, parameters_text, prompt_with_tags
 from safelight.model_card import ModelCard
 from safelight.params import MAX_IMAGES, MAX_SEED, GenerationParams, ImageFormat, MetadataLevel
 from safelight.server.callers import on_disconnect_of, owner_of
@@ -23,6 +24,7 @@ from safelight.server.follow import OnDisconnect, follow
 from safelight.server.front import Front
 from safelight.server.generation_request import GenerationRequest, params_of
 from safelight.server.pictures import Base64, Part, json_response
+from safelight.server.prompt_tags import split_prompt
 from safelight.server.served_model import ServedModel
 from safelight.server.strict_json import StrictJSONRoute
 from safelight.server.submission import submit
@@ -30,7 +32,7 @@ from safelight.server.uploads import Upload, read_base64_upload
 
 _API = "sdapi"
 _MAX_CHOICES = 1000
-_EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "loras", "prompt-styles")
+_EMPTY_LISTS = ("upscalers", "latent-upscale-modes", "sd-vae", "prompt-styles")
 
 
 class TextToImage(BaseModel):
@@ -164,6 +166,12 @@ def _add_facts(router: APIRouter, front: Front, chosen: ChosenModels) -> None:
     async def schedulers() -> list[dict[str, Any]]:
         return [{"name": "simple", "label": "Simple", "aliases": None, "default_rho": -1.0, "need_inner_model": False}]
 
+    @router.get("/loras")
+    async def loras(request: Request) -> list[dict[str, Any]]:
+        """Those that fit the caller's model; the prompt names them as ``<lora:NAME:0.8>``."""
+        names = await front.loras.of(await chosen.by(request)).fitting()
+        return [{"name": name, "alias": name, "path": f"{name}{SUFFIX}", "metadata": {}} for name in names]
+
     async def nothing() -> list[Any]:
         return []
 
@@ -198,15 +206,17 @@ async def _draw(
 
 def _params(body: TextToImage, card: ModelCard, upload: Upload | None) -> GenerationParams:
     """Clients send the defaults of other models without being asked: steps and sizes are brought into range."""
+    prompt, uses = split_prompt(body.prompt)
     asked = GenerationRequest(
-        prompt=body.prompt,
+        prompt=prompt,
         seed=None if body.seed < 0 else body.seed,
         num_inference_steps=None if body.steps is None else min(max(body.steps, 1), card.max_num_inference_steps),
         guidance_scale=body.distilled_cfg_scale if card.has_guidance else None,
     )
     count = min(max(body.batch_size, 1) * max(body.n_iter, 1), MAX_IMAGES)
     size = upload.size if upload else _size(body, card)
-    return params_of(asked, card, size, count, ImageFormat.PNG, None, upload=upload)
+    params = params_of(asked, card, size, count, ImageFormat.PNG, None, upload=upload)
+    return msgspec.structs.replace(params, loras=tuple(uses))
 
 
 def _size(body: TextToImage, card: ModelCard) -> tuple[int, int]:
@@ -254,8 +264,8 @@ async def _answer(front: Front, job: Job, body: TextToImage) -> Response:
 def _info(job: Job, model: str) -> dict[str, Any]:
     params, count = job.params, job.params.num_images
     return {
-        "prompt": params.prompt,
-        "all_prompts": [params.prompt] * count,
+        "prompt": prompt_with_tags(params),
+        "all_prompts": [prompt_with_tags(params)] * count,
         "negative_prompt": "",
         "seed": params.seed,
         "all_seeds": list(params.seeds),

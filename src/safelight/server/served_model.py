@@ -58,11 +58,16 @@ class ServedModel:
         return (self.config.model, *((self._checkpoint.card.id,) if self._checkpoint else ()))
 
     @property
-    def card(self) -> ModelCard:
+    def checkpoint(self) -> Checkpoint:
         """Raises ``LoadError`` or ``Unavailable`` while the files are not readable."""
         if self._checkpoint is None:
             raise self._error or Unavailable("the model's files are still being read", retry_after_s=1)
-        return self._checkpoint.card
+        return self._checkpoint
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises as ``checkpoint``."""
+        return self.checkpoint.card
 
     @property
     def is_known(self) -> bool:

@@ -35,8 +35,9 @@ async def submit(
 ) -> Job:
     """An accepted job. ``upload`` is what it changes, ``asked`` is what the caller wrote, for APIs that repeat it.
 
-    Raises ``RateLimited``, and as ``Dispatcher.submit``.
+    Raises ``RateLimited``, as ``LoraShelf.check``, and as ``Dispatcher.submit``.
     """
+    await front.loras.of(model).check(params.loras)
     owner = owner_of(request)
     span = front.tracing.request_span()
     made = JobRequest(

@@ -29,7 +29,8 @@ class RunningJob:
 class WorkerJobs:
     """Oldest first. A place is reserved before the job begins, and kept until its outcome.
 
-    Jobs that are not drawn yet share the device, step by step: all of one shape, no more rows than it carries.
+    Jobs that are not drawn yet share the device, step by step: all of one shape with the same adapters, no more rows
+    than it carries.
     """
 
     def __init__(self) -> None:
@@ -100,4 +101,5 @@ class WorkerJobs:
 def _may_share(jobs: list[Job], card: ModelCard, batch_tokens: int) -> bool:
     params = jobs[-1].params
     rows = sum(job.params.rows for job in jobs)
-    return all(job.params.shape == params.shape for job in jobs) and rows * card.tokens(params) <= batch_tokens
+    is_alike = all(job.params.shape == params.shape and job.params.loras == params.loras for job in jobs)
+    return is_alike and rows * card.tokens(params) <= batch_tokens

@@ -28,9 +28,12 @@ def load_message(config: Config, device: Device) -> Load:
         config.dtype,
         list(config.warmup_sizes),
         config.precision,
+        config.memory,
         config.step_cache,
         config.batch_limit,
         compile_cache(config.data_dir),
         str(config.pulled_models),
         config.base_model,
+        str(config.adapters_dir),
+        config.lora_cache_mb,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from safelight.engine.flux.adapters import Adapters
 from safelight.engine.flux.operations import Rope
 from safelight.params import GenerationParams
 
@@ -47,6 +48,7 @@ class Drawing:
     kept: Kept | None = None
     filling: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    adapters: Adapters | None = None
     step: int = 0
     velocities: list[tuple[float, torch.Tensor]] = field(default_factory=list)
     """The last ones that were computed, with their sigmas; for the step cache."""

@@ -7,6 +7,8 @@ or preview came to is read from the host's memory after that.
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,40 +16,66 @@ import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from safelight.engine.failures import is_out_of_memory
+from safelight.engine.flux.adapted_forward import AdaptedForward
+from safelight.engine.flux.adapters import AdapterCache
 from safelight.engine.flux.beginnings import begin, encode_reference
 from safelight.engine.flux.drawing import Drawing, Guide
 from safelight.engine.flux.operations import Operations
 from safelight.engine.flux.places import Places
+from safelight.engine.flux.residency import HostResidency, Residency, settle_text_encoder
 from safelight.engine.flux.step_cache import StepCache
 from safelight.engine.flux.text import TextEncoder
+from safelight.engine.flux.tiles import tile_vae
 from safelight.engine.flux.transformer import LeanTransformer
 from safelight.engine.previews import LatentColours, preview_steps
 from safelight.engine.prompts import count_tokens, prompt_warnings
 from safelight.engine.sources import Source
 from safelight.engine.taken import Taken
+from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
+
+log = logging.getLogger(__name__)
 
 _GRAPH_TOKENS = 5000
 """Up to 1024x1024 alone, or eight of 256x256; beyond that launching is a small part of a step."""
 
 
 class FluxModel:
-    """Over the components of ``pipeline``, whose transformer it takes over."""
+    """Over the components of ``pipeline``, whose transformer it takes over; ``loras`` are the adapters there are.
 
-    def __init__(self, pipeline: FluxPipeline, *, float8: bool = False, step_cache: int = 1) -> None:
+    With a ``residency`` T5 and the transformer have been loaded where that takes them from.
+    """
+
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        residency: Residency | None = None,
+        *,
+        float8: bool = False,
+        step_cache: int = 1,
+        loras: AdapterDirectories = AdapterDirectories(()),  # noqa: B008  (empty)
+        lora_cache_bytes: int = 0,
+    ) -> None:
         self._pipeline = pipeline
-        self._is_cuda = pipeline.transformer.device.type == "cuda"
+        residency = residency or Residency(pipeline.transformer.device)
+        self._is_cuda = residency.device.type == "cuda"
         self.lookahead = 1 if self._is_cuda else 0
         """How many launches may be under way while the next one is prepared."""
+        settle_text_encoder(pipeline.text_encoder_2, residency)
         self._text = TextEncoder(pipeline)
-        self._transformer = LeanTransformer(pipeline.transformer, _operations(pipeline, float8=float8))
-        self._forward: Callable[..., torch.Tensor] = self._transformer
+        operations = _operations(residency.device, pipeline.transformer.dtype, float8=float8)
+        self._transformer = LeanTransformer(pipeline.transformer, operations, residency)
         if self._is_cuda:
             _prepare_for_cuda(pipeline)
-            self._forward = _graphed(self._transformer)
+        if isinstance(residency, HostResidency):
+            tile_vae(pipeline.vae)
+        make_forward = _graphed if self._is_cuda and not residency.is_streaming else _as_it_is
+        self._forward = AdaptedForward(self._transformer, functools.partial(make_forward, self._transformer))
+        self.adapters = AdapterCache(loras, self._forward.sizes, lora_cache_bytes)
         self._step_cache = StepCache(step_cache)
         self._colours = LatentColours.fit(pipeline.vae)
         self._places = Places(self._transformer, pipeline.vae_scale_factor * 2)
@@ -57,16 +85,23 @@ class FluxModel:
         return self._places.tokens(params)
 
     def remarks(self, params: GenerationParams) -> tuple[list[str], int]:
-        """Warnings about the prompt, and its tokens before anything is cut."""
-        return prompt_warnings(self._pipeline, params), count_tokens(self._pipeline, params.prompt)
+        """Warnings about the prompt and the adapters, and the prompt's tokens before anything is cut."""
+        warnings = prompt_warnings(self._pipeline, params) + self.adapters.remarks(params.loras)
+        return warnings, count_tokens(self._pipeline, params.prompt)
+
+    def prepare(self, params: GenerationParams) -> None:
+        """Reads the adapters of a job, so that ``begin`` need not; from any thread. Raises as ``AdapterCache.get``."""
+        self.adapters.get(params.loras)
 
     @torch.inference_mode()
     def begin(self, params: GenerationParams, source: Source | None) -> list[Drawing]:
         """The pictures of a job, in the order of its seeds."""
         scheduler = self._scheduler(params)
-        guides = [self._guide(params.prompt, params, scheduler)]
-        if params.true_cfg_scale > 1:
-            guides.append(self._guide(params.negative_prompt or "", params, scheduler))
+        adapters = self.adapters.get(params.loras)
+        with self._forward.at_beginning(adapters):
+            guides = [self._guide(params.prompt, params, scheduler)]
+            if params.true_cfg_scale > 1:
+                guides.append(self._guide(params.negative_prompt or "", params, scheduler))
         rope = self._places.rope(params)
         shown = preview_steps(params.steps_per_image, params.partial_images)
         reference = encode_reference(self._pipeline, source) if source and params.reference_size else None
@@ -75,13 +110,13 @@ class FluxModel:
             own = copy.deepcopy(scheduler)
             start = begin(self._pipeline, own, params, seed, source)
             drawings.append(
-                Drawing(params, start.latents, own, guides, rope, shown, start.kept, start.filling, reference)
+                Drawing(params, start.latents, own, guides, rope, shown, start.kept, start.filling, reference, adapters)
             )
         return drawings
 
     @torch.inference_mode()
     def step(self, drawings: Sequence[Drawing]) -> list[Taken | None]:
-        """Launches one step of each; all of one shape. Gives the previews that were due.
+        """Launches one step of each; all of one shape, with the same adapters. Gives the previews that were due.
 
         If it raises, no drawing has moved.
         """
@@ -97,7 +132,20 @@ class FluxModel:
 
     @torch.inference_mode()
     def decode(self, drawing: Drawing) -> Taken:
-        """Launches the decoding of a complete drawing."""
+        """Launches the decoding of a complete drawing; in tiles from then on, if memory lacks for the whole."""
+        try:
+            return self._decoded(drawing)
+        except RuntimeError as error:
+            if self._pipeline.vae.use_tiling or not is_out_of_memory(error):
+                raise
+            log.warning(
+                "the memory is too small to decode %dx%d as a whole", drawing.params.width, drawing.params.height
+            )
+        self.free_memory()
+        tile_vae(self._pipeline.vae)
+        return self._decoded(drawing)
+
+    def _decoded(self, drawing: Drawing) -> Taken:
         latents = self._unpacked(drawing.latents, drawing.params)
         if self._is_cuda:
             latents = latents.contiguous(memory_format=torch.channels_last)
@@ -126,7 +174,8 @@ class FluxModel:
         found: dict[Drawing, torch.Tensor] = {}
         if computed:
             rows = [(drawing, guide) for drawing in computed for guide in drawing.guides]
-            velocities = self._forward(
+            forward = self._forward.at_steps(drawings[0].adapters)
+            velocities = forward(
                 torch.cat([drawing.seen for drawing, _ in rows]),
                 torch.stack([guide.text for _, guide in rows]),
                 torch.stack([guide.modulations[drawing.step] for drawing, guide in rows]),
@@ -177,10 +226,9 @@ class FluxModel:
         return Guide(self._transformer.project_text(encoded.embeds), modulations)
 
 
-def _operations(pipeline: FluxPipeline, *, float8: bool) -> Operations:
+def _operations(device: torch.device, dtype: torch.dtype, *, float8: bool) -> Operations:
     """Kernels where there are any for the device and the number format, else plain PyTorch."""
-    transformer = pipeline.transformer
-    if transformer.device.type != "cuda" or transformer.dtype not in (torch.bfloat16, torch.float32):
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float32):
         return Operations(float8=float8)
     try:
         from safelight.engine.flux.kernels import TritonOperations
@@ -197,6 +245,10 @@ def _prepare_for_cuda(pipeline: FluxPipeline) -> None:
     pipeline.vae.to(memory_format=torch.channels_last)
     accelerate(pipeline.vae.decoder)
     accelerate(pipeline.vae.encoder)
+
+
+def _as_it_is(transformer: LeanTransformer) -> Callable[..., torch.Tensor]:
+    return transformer
 
 
 def _graphed(transformer: LeanTransformer) -> Callable[..., torch.Tensor]:

@@ -8,13 +8,16 @@ up to rounding; ``tests/integration/test_transformer.py`` holds it to that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safelight.engine.flux.linears import Adaptable, Linear
 from safelight.engine.flux.operations import Operations, Rope
+from safelight.engine.flux.residency import Residency
 from safelight.engine.flux.shape import At, BatchShape, Norm
 
 if TYPE_CHECKING:
@@ -24,19 +27,47 @@ _TIME_SCALE = 1000
 
 
 class LeanTransformer:
-    """Takes over the weights of ``model``, which from then on may not be called or moved."""
+    """Takes over the weights of ``model``, which from then on may not be called or moved.
 
-    def __init__(self, model: FluxTransformer2DModel, operations: Operations) -> None:
+    They lie where ``residency`` loads them, without one on the device.
+    """
+
+    def __init__(
+        self, model: FluxTransformer2DModel, operations: Operations, residency: Residency | None = None
+    ) -> None:
         self._model = model
         self._operations = operations
+        self._residency = residency or Residency(model.device)
         self._heads = model.config.num_attention_heads
+        doubles, singles = model.transformer_blocks, model.single_transformer_blocks
+        self._residency.bring(model, besides=[doubles, singles, model.norm_out.linear])
         places = _Places(model.inner_dim)
-        self._double = [DoubleBlock(block, operations, places) for block in model.transformer_blocks]
-        self._single = [SingleBlock(block, operations, places) for block in model.single_transformer_blocks]
+        self._double = [self._made(DoubleBlock, block, places) for block in doubles]
+        self._single = [self._made(SingleBlock, block, places) for block in singles]
         scale, shift = places.take(model.norm_out.linear, 2)
+        self._residency.blocks_end()
+        self._residency.once(places.layers)
         self._modulation_layers = places.layers
+        self._first, self._last = Linear(model.x_embedder), Linear(model.proj_out)
         blocks: list[DoubleBlock | SingleBlock] = [*self._double, *self._single]
         self._norms = [block.norm for block in blocks] + [Norm(shift, scale, is_inner=False)]
+
+    def _made(self, kind: type[Block], block: nn.Module, places: _Places) -> Block:
+        modulations = [part for name, part in block.named_modules() if name.startswith("norm") and "linear" in name]
+        self._residency.bring(block, besides=modulations)
+        made = kind(block, self._operations, places)
+        self._residency.block(_adaptable(made))
+        return made
+
+    @property
+    def model(self) -> FluxTransformer2DModel:
+        """Whose weights these are."""
+        return self._model
+
+    def layers(self) -> Iterator[Adaptable]:
+        """Those that are used at every step; all others are used when a picture begins."""
+        for part in (self, *self._double, *self._single):
+            yield from _adaptable(part)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,18 +124,21 @@ class LeanTransformer:
         width), ``modulation`` (rows, numbers): for each sample the row of its own step.
         """
         shape = BatchShape(len(latents), text.shape[1], latents.shape[1])
-        tokens = torch.cat([text.flatten(0, 1), self._model.x_embedder(latents.flatten(0, 1))])
+        tokens = torch.cat([text.flatten(0, 1), self._first(latents.flatten(0, 1))])
         rows: Any = self._operations.norm(tokens, modulation, shape, self._norms[0])
         following = iter(self._norms[1:])
-        for double in self._double:
-            change, gate = double.change(rows, tokens, modulation, shape, rope, self._heads)
+        for index, double in enumerate(self._double):
+            with self._residency.at_work(index):
+                change, gate = double.change(rows, tokens, modulation, shape, rope, self._heads)
             rows = self._operations.add_and_norm(tokens, change, modulation, shape, gate, next(following))
         tokens, rows = _joined(tokens, shape), _joined(rows, shape)
         joint = shape.joint  # the single blocks know one stream only
-        for single in self._single:
-            change, gate = single.change(rows, joint, rope, self._heads)
+        for index, single in enumerate(self._single, len(self._double)):
+            with self._residency.at_work(index):
+                change, gate = single.change(rows, joint, rope, self._heads)
             rows = self._operations.add_and_norm(tokens, change, modulation, joint, gate, next(following))
-        velocity: torch.Tensor = self._model.proj_out(rows.unflatten(0, (shape.rows, -1))[:, shape.text :])
+        pictures = rows.unflatten(0, (shape.rows, -1))[:, shape.text :]
+        velocity: torch.Tensor = self._last(pictures.flatten(0, 1)).unflatten(0, (shape.rows, -1))
         return velocity
 
 
@@ -166,6 +200,9 @@ class SingleBlock:
         return self._operations.side_by_side(self._down, attended, self._up, rows), self._gate
 
 
+Block = TypeVar("Block", DoubleBlock, SingleBlock)
+
+
 class _Places:
     """Gives each modulation layer its place in the one vector of all of them."""
 
@@ -185,6 +222,10 @@ class _Places:
         self.layers.append(layer)
         first, self._next = self._next, self._next + count * self._width
         return [first + number * self._width for number in range(count)]
+
+
+def _adaptable(part: object) -> Iterator[Adaptable]:
+    return (member for member in vars(part).values() if isinstance(member, Adaptable))
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,7 @@ function facts(job) {
     `${params.num_inference_steps} steps`,
     params.guidance_scale !== null && `guidance ${params.guidance_scale}`,
     params.source && (params.source.reference_size ? "after a picture" : `changed by ${Math.round(params.source.strength * 100)} %`),
+    ...(params.loras ?? []).map(({ name, scale }) => `${name} ${scale}`),
     `seed ${params.seed}`,
     seconds && `took ${seconds.toFixed(1)} s`,
     words.moment(job.created_at),

@@ -1,9 +1,10 @@
-/** Size, steps, guidance, seed, number and format: as far as the model has them. */
+/** Size, steps, guidance, adapters, seed, number and format: as far as the model has them. */
 
 import { html } from "../html.js";
 import { useValue } from "../observable.js";
 import { FORMATS, MAX_COUNT, randomSeed, sizePresets } from "../settings.js";
 import { Icon } from "./icons.js";
+import { LoraField } from "./lora_field.js";
 
 const MAX_GUIDANCE = 10;
 const WIDE = "(min-width: 700px)";
@@ -19,6 +20,7 @@ export function SettingsFields({ session, model, settings, wrong }) {
       ${settings.guidance !== null &&
       html`<${Slider} label="Guidance" name="guidance" min=${1} max=${mostGuidance(model)} step=${0.1}
         value=${settings.guidance} onChange=${(guidance) => set({ guidance })} />`}
+      <${LoraField} session=${session} settings=${settings} wrong=${wrong} />
       <div class="pair">
         <${Count} settings=${settings} set=${set} />
         <${Format} settings=${settings} set=${set} />
