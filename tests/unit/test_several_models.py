@@ -197,3 +197,15 @@ async def test_metrics_tell_of_each_model(front: Front, client: httpx.AsyncClien
     ):
         assert line in page
     assert page.count("safelight_build_info{") == 2
+
+
+async def test_names_that_clients_hard_code_are_listed_beside_the_default_if_asked(tmp_path: Path) -> None:
+    async with (
+        running_front(tmp_path, "names_its_model", **_settings(tmp_path), model_aliases="list") as front,
+        serving(front) as client,
+    ):
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [entry["id"] for entry in listed] == ["test/a", "gpt-image-1", "dall-e-3", "own/b"]
+        assert [entry.get("alias_of") for entry in listed] == [None, "test/a", "test/a", None]
+        assert (await client.get("/v1/models/dall-e-3")).json()["id"] == "dall-e-3"
+        assert (await client.post("/v1/models/dall-e-3/unload")).status_code == 404

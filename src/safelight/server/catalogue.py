@@ -57,10 +57,18 @@ class Catalogue:
         for model in self:
             if not model.is_named:
                 _ = model.card  # its name is in its files
+        raise self._unknown(asked)
+
+    def listed(self, name: str) -> ServedModel:
+        """The model that an operator means: as ``find``, but exactly. Raises ``ModelNotFound``."""
+        if (found := self.named(name)) is None:
+            raise self._unknown(name)
+        return found
+
+    def _unknown(self, name: str) -> ModelNotFound:
         served = ", ".join(repr(model.id) for model in self)
-        raise ModelNotFound(
-            f"the model {asked!r} is not served here; {served} {'is' if len(self) == 1 else 'are'}", param="model"
-        )
+        verb = "is" if len(self) == 1 else "are"
+        return ModelNotFound(f"the model {name!r} is not served here; {served} {verb}", param="model")
 
     async def wait_for(self, asked: str | None) -> ServedModel:
         """As ``find``, once all files have been read for the first time."""

@@ -18,23 +18,29 @@ def routes(front: Front) -> APIRouter:
     @router.get("")
     async def list_models() -> dict[str, Any]:
         """The models that can be asked for, the default first."""
-        aliases = front.config.model_aliases
-        return {"object": "list", "data": model_list(front.models, front.workers, front.queue, aliases)}
+        return {"object": "list", "data": _entries(front)}
 
     @router.get("/{model_id:path}/ready")
     async def model_ready(model_id: str) -> JSONResponse:
         """200 while a device that has this model takes jobs; 503 also while it is unloaded, though jobs load it."""
-        model = await front.models.wait_for(model_id)
+        model = front.models.listed(model_id)
         is_ready = front.is_model_ready(model)
         return JSONResponse(model_entry(model, front.workers, front.queue), 200 if is_ready else 503)
 
     @router.get("/{model_id:path}")
     async def get_model(model_id: str) -> dict[str, Any]:
         """One model, 404 if it is not served here."""
-        return model_entry(await front.models.wait_for(model_id), front.workers, front.queue)
+        for entry in _entries(front):
+            if entry["id"] == model_id:
+                return entry
+        return model_entry(front.models.listed(model_id), front.workers, front.queue)
 
     _add_orders(router, front)
     return router
+
+
+def _entries(front: Front) -> list[dict[str, Any]]:
+    return model_list(front.models, front.workers, front.queue, front.config.model_aliases)
 
 
 def _add_orders(router: APIRouter, front: Front) -> None:
@@ -43,23 +49,23 @@ def _add_orders(router: APIRouter, front: Front) -> None:
     @router.post("/{model_id:path}/load", status_code=202)
     async def load_model(model_id: str) -> dict[str, Any]:
         """Has a device load the model, or tries again where that has failed."""
-        front.placement.load(front.models.find(model_id))
+        front.placement.load(front.models.listed(model_id))
         return front.status()
 
     @router.post("/{model_id:path}/unload", status_code=202)
     async def unload_model(model_id: str) -> dict[str, Any]:
         """Has all devices let go of the model once its jobs there are done; the next job brings it back."""
-        front.placement.unload(front.models.find(model_id))
+        front.placement.unload(front.models.listed(model_id))
         return front.status()
 
     @router.post("/{model_id:path}/pin", status_code=202)
     async def pin_model(model_id: str) -> dict[str, Any]:
         """Has a device load the model and keep it, until it is unpinned or the server ends."""
-        front.placement.pin(front.models.find(model_id), is_pinned=True)
+        front.placement.pin(front.models.listed(model_id), is_pinned=True)
         return front.status()
 
     @router.post("/{model_id:path}/unpin", status_code=202)
     async def unpin_model(model_id: str) -> dict[str, Any]:
         """The model may be replaced or unloaded again."""
-        front.placement.pin(front.models.find(model_id), is_pinned=False)
+        front.placement.pin(front.models.listed(model_id), is_pinned=False)
         return front.status()
