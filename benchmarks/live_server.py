@@ -80,8 +80,25 @@ class LiveServer:
 
     def job_seconds(self, job_id: str) -> dict[str, float]:
         """``queue_time`` and ``predict_time`` as the job API reports them."""
-        metrics: dict[str, float] = self._get(f"/v1/predictions/{job_id}").json()["metrics"]
+        metrics: dict[str, float] = self.job(job_id)["metrics"]
         return metrics
+
+    def submit(self, asked: Mapping[str, Any]) -> str:
+        """A job by the job API; its id."""
+        answer = self._client.post("/v1/predictions", json={"input": asked})
+        if answer.status_code != httpx.codes.CREATED:
+            raise OSError(f"{self.url} answered {answer.status_code}: {answer.text[:500]}")
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job; returns when it has."""
+        self._client.post(f"/v1/predictions/{job_id}/cancel").raise_for_status()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """How a job is, as the job API has it."""
+        job: dict[str, Any] = self._get(f"/v1/predictions/{job_id}").json()
+        return job
 
     def draw(self, asked: Asked) -> Drawn:
         """One picture, as a client that waits for it gets it."""
