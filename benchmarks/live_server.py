@@ -39,6 +39,10 @@ class LiveServer:
         self._process = process
         self._client = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
+    def close(self) -> None:
+        """Closes its connections."""
+        self._client.close()
+
     def wait_until_ready(self) -> None:
         """Asks ``/readyz`` until it is 200. Raises ``ProcessEnded`` if it never is."""
         end_s = time.monotonic() + self._timeout_s
@@ -140,8 +144,10 @@ def started_server(options: Sequence[str], folder: Path, timeout_s: float) -> It
     port, log = free_port(), folder / "server.log"
     own = ["run.py", "--port", str(port), "--data-dir", str(folder / "data")]
     with running([*own, *options], log) as process:
+        server = LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
         try:
-            yield LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
+            with contextlib.closing(server):
+                yield server
         except (OSError, ProcessEnded) as error:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise ProcessEnded(f"{error}\nthe server's log ends with:\n{tail}") from None

@@ -95,7 +95,7 @@ def measured_front(
         start_s = time.monotonic()
         with _environment(stub):
             process = stack.enter_context(running(command, log))
-        server = LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
+        server = stack.enter_context(contextlib.closing(LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)))
         try:
             _wait_until_all_ready(server, process, fleet.workers, timeout_s)
             yield MeasuredFront(server, port, psutil.Process(process.pid), round(time.monotonic() - start_s, 2))
