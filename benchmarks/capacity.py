@@ -15,6 +15,7 @@ from benchmarks.simulation import FrontTimes, Outcome, Policy, Simulation
 Figures = dict[str, Any]
 
 HEAVY, LIGHT = "heavy", "light"
+REPLICAS = "replicas only"
 
 _LEAST_JOBS, _MOST_JOBS = 4_000, 40_000
 _TURNS = 40

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.capacity import REPLICAS
 from benchmarks.charts import Bar, Line, Panel, bar_chart, line_chart
 from benchmarks.processes import ROOT
 
@@ -62,6 +63,40 @@ def denoise_chart(result: Result) -> str:
     return bar_chart("A denoising step of one picture", note, "ms", bars, ("Safelight", "diffusers compiled, bf16"))
 
 
+def simulation_chart(result: Result) -> str:
+    """Devices by rate, and what an assumed sequence parallel would buy, of what ``simulate`` found."""
+    needed = [each for each in result["devices"] if each["devices"] is not None]
+    lines = [
+        Line(
+            f"{precision}, p95 {p95_s:g} s",
+            [(each["rate"], each["devices"]) for each in needed if _asked(each) == (precision, p95_s)],
+        )
+        for precision, p95_s in dict.fromkeys(map(_asked, needed))
+    ]
+    fewest = min(each["devices"] for each in result["sequence_parallel"])
+    precision = result["sequence_parallel"][0]["precision"]
+    some = [
+        each
+        for each in result["sequence_parallel"]
+        if (each["precision"], each["devices"]) == (precision, fewest) and each["load"] < 1
+    ]
+    means = [
+        Line(policy, [(each["load"], each["mean_s"]) for each in some if each["policy"] == policy], policy == REPLICAS)
+        for policy in dict.fromkeys(each["policy"] for each in some)
+    ]
+    panels = [
+        Panel("Cards needed", "requests/s", lines),
+        Panel(f"Mean latency on {fewest} cards, {precision}, s", "load, share of all cards", means),
+    ]
+    cards = " and ".join(dict.fromkeys(each["card"] for each in result["service_times"].values()))
+    size = result["devices"][0]["size"]
+    return line_chart("Simulated, not measured", f"{size}x{size}, fed with steps measured on {cards}", panels)
+
+
+def _asked(figures: Result) -> tuple[str, float]:
+    return figures["precision"], figures["p95_target_s"]
+
+
 def _served(result: Result) -> str:
     asked = [f"{each['width']}x{each['height']}, {each['num_inference_steps']} steps" for each in result["params"]]
     return f"{_model(result)}, {' and '.join(asked)}, {_machine(result)}"
@@ -88,6 +123,8 @@ def charts(folder: Path) -> Iterator[tuple[str, str]]:
             yield f"perf-{path.stem}.svg", denoise_chart(result)
         elif path.stem.startswith("restart") and result.get("summary"):
             yield f"perf-{path.stem}.svg", restart_chart(result)
+        elif path.stem == "simulation" and result.get("devices") and result.get("sequence_parallel"):
+            yield f"perf-{path.stem}.svg", simulation_chart(result)
 
 
 def main() -> None:

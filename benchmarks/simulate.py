@@ -153,7 +153,7 @@ def _batching(args: argparse.Namespace, times: Mapping[str, ServiceTimes], front
 
 def _sequence(args: argparse.Namespace, times: Mapping[str, ServiceTimes], front: FrontTimes) -> Iterator[Figures]:
     parallel = Policy(ways=args.ways, speed_up=args.speed_up)
-    policies = [("sequence parallel, assumed", parallel), ("replicas only", Policy())]
+    policies = [("sequence parallel, assumed", parallel), (capacity.REPLICAS, Policy())]
     return _compared(args, times, front, Kind(args.size, args.steps), policies)
 
 
