@@ -322,7 +322,7 @@ async def test_a_job_that_cannot_be_stored_is_refused_and_frees_its_place(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(front.store, "_add", full)
+        monkeypatch.setattr(front.store._database, "add", full)
         with pytest.raises(StorageFull):
             await submit(front)
         assert isinstance(front.store.trouble, StorageFull)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import itertools
 import sqlite3
 import stat
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 
 from safelight.errors import IdempotencyMismatch, SafelightError, StorageFull, StorageUnavailable, StoreError
 from safelight.jobs import Job, JobError, JobResult, JobStatus
-from safelight.params import ImageFormat
+from safelight.params import ImageFormat, SourceImage
 from safelight.protocol import EncodedImage, Succeeded
 from safelight.server import database as database_module
 from safelight.server.database import FILE_NAME, IdempotencyKey, JobDatabase
@@ -422,3 +423,90 @@ async def test_a_forgotten_job_leaves_no_row_no_key_and_no_file(store: JobStore)
     assert (await store.get("job_kept")) is not None
     assert _files(store) == {image.file for image in kept.result.images}
     await store.forget(gone)  # again is no error
+
+
+# --- together -----------------------------------------------------------------------------------------------------
+
+
+def _commits(store: JobStore) -> list[str]:
+    """Statements that end a transaction, as they come."""
+    seen: list[str] = []
+    store._database._connection.set_trace_callback(lambda text: seen.append(text) if text == "COMMIT" else None)
+    return seen
+
+
+async def test_changes_that_wait_together_share_a_commit(store: JobStore, tmp_path: Path) -> None:
+    commits = _commits(store)
+    jobs = [job(f"job_{number}") for number in range(50)]
+    assert await asyncio.gather(*(store.add(each) for each in jobs)) == [each.id for each in jobs]
+    await asyncio.gather(*(store.claim(each) for each in jobs))
+    assert await asyncio.gather(*(store.finish(each, JobStatus.SUCCEEDED, _done(each)) for each in jobs)) == [True] * 50
+    assert len(commits) < 75, "one for each of 150 changes"
+    with contextlib.closing(JobDatabase(tmp_path)) as other:
+        stored = [other.get(each.id) for each in jobs]
+    assert {each and each.status for each in stored} == {JobStatus.SUCCEEDED}
+    assert len(_files(store)) == 50
+
+
+async def test_one_that_fails_leaves_the_others_of_its_commit_alone(store: JobStore) -> None:
+    def key(body: str) -> IdempotencyKey:
+        return IdempotencyKey("k", body)
+
+    adding = [
+        store.add(job("job_0"), key("a")),
+        store.add(job("job_1"), key("b")),  # another body under the same key
+        store.add(job("job_2"), key("a")),  # the first job again
+        store.add(job("job_3")),
+    ]
+    first, mismatch, again, other = await asyncio.gather(*adding, return_exceptions=True)
+    assert (first, again, other) == ("job_0", "job_0", "job_3")
+    assert isinstance(mismatch, IdempotencyMismatch)
+    assert [found and found.id for found in [await store.get(f"job_{n}") for n in range(4)]] == [
+        "job_0",
+        None,
+        None,
+        "job_3",
+    ]
+
+
+async def test_what_did_not_reach_the_disk_failed_for_all_and_is_undone(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = job("job_0", source=SourceImage("a.png", 0.5))
+    await store.add(changed, None, {"a.png": b"a picture"})
+    await store.claim(changed)
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store._write_thread, "_sync", fail)
+    done = await asyncio.gather(
+        store.finish(changed, JobStatus.SUCCEEDED, _done(changed)),
+        store.add(job("job_1", source=SourceImage("b.png", 0.5)), None, {"b.png": b"another"}),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in done] == [StorageUnavailable] * 2
+    assert (changed.status, await store.get("job_1")) == (JobStatus.RUNNING, None)
+    sources = {path.name for path in (store._folder / "sources").iterdir()}
+    assert sources == {"a.png"}, "what runs again needs its source; what was not accepted has none"
+    monkeypatch.undo()
+    assert await store.finish(changed, JobStatus.SUCCEEDED, _done(changed))
+    assert store.trouble is None
+
+
+async def test_a_transaction_that_sqlite_gave_up_is_given_up_by_all(store: JobStore) -> None:
+    connection = store._database._connection
+
+    def give_up(changed: Job, key: IdempotencyKey | None = None) -> str:
+        connection.execute("ROLLBACK")  # as SQLite may do by itself when the disk is full
+        raise sqlite3.OperationalError("database or disk is full")
+
+    add, calls = store._database.add, itertools.count()
+    store._database.add = lambda *given: (give_up if next(calls) == 1 else add)(*given)  # type: ignore[method-assign]
+    held = asyncio.create_task(store._write_thread.alone(lambda: time.sleep(0.05)))
+    await asyncio.sleep(0)  # what comes now waits together
+    found = await asyncio.gather(*(store.add(job(f"job_{number}")) for number in range(3)), return_exceptions=True)
+    await held
+    assert [type(each) for each in found] == [StorageUnavailable] * 3
+    assert store._database.unfinished() == []
+    assert await store.add(job("job_9")) == "job_9"

@@ -6,9 +6,10 @@ nothing even when the power goes. A connection is used by one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import msgspec
 
 from safelight.errors import IdempotencyMismatch, StoreError
 from safelight.jobs import Job, JobError, JobOutcome, JobRequest, JobResult, JobStatus
+from safelight.server.transaction import Savepoint, Transaction
 
 FILE_NAME = "jobs.sqlite3"
 
@@ -64,6 +66,10 @@ _MIGRATIONS: tuple[str, ...] = (
     # Jobs name their model from here on: an earlier Safelight, which would draw all of them with its one, opens no such
     # file. Jobs that name none are the default model's.
     "",
+    # What is forgotten, and how much there is, without a look at every job that was ever made.
+    """
+    CREATE INDEX jobs_by_end ON jobs (finished_s, result_bytes) WHERE finished_s IS NOT NULL;
+    """,
 )
 """Each brings the schema one version further; ``user_version`` counts those that were applied."""
 
@@ -89,6 +95,7 @@ class JobDatabase:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
         self._connection.create_function("has_text", 2, _has_text, deterministic=True)
+        self._is_together = False
 
     def close(self) -> None:
         """Closes the connection; the last one folds the write-ahead log into the file."""
@@ -114,6 +121,19 @@ class JobDatabase:
             )
 
     # --- changes ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Changes inside reach the disk in one transaction; one that fails leaves the others alone.
+
+        Raises ``sqlite3.Error`` if nothing of them is on disk.
+        """
+        with Transaction(self._connection):
+            self._is_together = True
+            try:
+                yield
+            finally:
+                self._is_together = False
 
     def add(self, job: Job, idempotency: IdempotencyKey | None = None) -> str:
         """Stores a new job; its id, or that of the job that the same owner's key already belongs to.
@@ -269,7 +289,9 @@ class JobDatabase:
 
     def result_bytes(self) -> int:
         """Bytes of all result files."""
-        (total,) = self._connection.execute("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs").fetchone()
+        (total,) = self._connection.execute(
+            "SELECT COALESCE(SUM(result_bytes), 0) FROM jobs WHERE finished_s IS NOT NULL"
+        ).fetchone()
         return int(total)
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -278,27 +300,8 @@ class JobDatabase:
         with self._transaction():
             return self._connection.execute(statement, values).rowcount == 1
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection)
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE to COMMIT: waiting for a lock happens at its start, where nothing was done yet."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._connection.execute("ROLLBACK" if kind else "COMMIT")
-        except sqlite3.Error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            if kind is None:
-                raise
+    def _transaction(self) -> Transaction:
+        return Savepoint(self._connection) if self._is_together else Transaction(self._connection)
 
 
 def _has_text(text: str, part: str) -> bool:

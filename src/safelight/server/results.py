@@ -17,6 +17,7 @@ class ResultFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._has_new_names = False
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def path(self, name: str) -> Path:
@@ -36,16 +37,20 @@ class ResultFiles:
                 os.fsync(fd)
             fault("results.rename")
             temporary.replace(self._folder / name)
+            self._has_new_names = True
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
 
     def sync(self) -> None:
-        """Makes the names of the files durable; their contents are."""
+        """Makes the names of files that were written durable; their contents are."""
+        if not self._has_new_names:
+            return
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(fd)
+            self._has_new_names = False
         finally:
             os.close(fd)
 

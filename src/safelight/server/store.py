@@ -1,7 +1,7 @@
 """``JobStore``: what outlives the process, and the only door to it from the event loop.
 
 One thread writes, another reads, so that finished pictures are served while a write waits for a lock. No SQLite call
-and no file is touched on the loop.
+and no file is touched on the loop. Changes that wait for the disk reach it together (``write_thread.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -24,6 +24,7 @@ from safelight.protocol import EncodedImage, Succeeded
 from safelight.server.data_directory import RESULTS, SOURCES, lock, open_database
 from safelight.server.database import IdempotencyKey, JobDatabase
 from safelight.server.results import ResultFiles
+from safelight.server.write_thread import Change, WriteThread
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class JobStore:
         self._lock_fd = lock_fd
         self._database = database
         self._reader = JobDatabase(folder)
-        self._write_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-write")
+        self._write_thread = WriteThread(database, self._sync_names)
         self._read_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-read")
 
     @classmethod
@@ -69,7 +70,7 @@ class JobStore:
 
     def close(self) -> None:
         """Waits for what is being written, then releases the data directory."""
-        self._write_thread.shutdown()
+        self._write_thread.close()
         self._read_thread.shutdown()
         self._reader.close()
         self._database.close()
@@ -81,19 +82,19 @@ class JobStore:
         self, job: Job, idempotency: IdempotencyKey | None = None, files: Mapping[str, bytes] | None = None
     ) -> str:
         """Stores a new job; its id, or that of the earlier job with the same key. Raises ``IdempotencyMismatch``."""
-        return await self._write(self._add, job, idempotency, files or {})
+        return await self._change(self._add(job, idempotency, files or {}))
 
-    def _add(self, job: Job, idempotency: IdempotencyKey | None, files: Mapping[str, bytes]) -> str:
+    def _add(self, job: Job, idempotency: IdempotencyKey | None, files: Mapping[str, bytes]) -> Change[str]:
         fault("store.add")
-        job_id = ""
+        is_stored = False
         try:
             for name, data in files.items():
                 self.sources.write(name, data)
-            if files:
-                self.sources.sync()
             job_id = self._database.add(job, idempotency)
+            yield
+            is_stored = job_id == job.id
         finally:
-            if job_id != job.id:
+            if not is_stored:
                 self._delete_sources(files)
         fault("store.added")
         return job_id
@@ -105,7 +106,7 @@ class JobStore:
     async def claim(self, job: Job) -> None:
         """The job's next attempt begins."""
         started_s = time.time()
-        if not await self._write(self._database.claim, job.id, job.attempt + 1, started_s):
+        if not await self._change(_only(self._database.claim, job.id, job.attempt + 1, started_s)):
             raise StorageUnavailable(f"{job.id} is not waiting in the database")
         job.move_to(JobStatus.RUNNING)
         job.attempt += 1
@@ -114,7 +115,7 @@ class JobStore:
 
     async def requeue(self, job: Job, crashes: int) -> bool:
         """The attempt is over without an outcome; the job waits again, unless another attempt has begun."""
-        if not await self._write(self._database.requeue, job.id, job.attempt, crashes):
+        if not await self._change(_only(self._database.requeue, job.id, job.attempt, crashes)):
             return False
         job.move_to(JobStatus.QUEUED)
         job.crashes, job.started_s, job.step = crashes, None, 0
@@ -125,17 +126,8 @@ class JobStore:
         finished_s = time.time()
         webhook, source = job.request.webhook, job.params.source
         tells_webhook = webhook is not None and COMPLETED in webhook.events
-        kept = await self._write(
-            self._finish,
-            job.id,
-            job.attempt,
-            job.status,
-            status,
-            finished_s,
-            outcome,
-            tells_webhook,
-            source.files if source else (),
-        )
+        names = source.files if source else ()
+        kept = await self._change(self._finish(job, status, finished_s, outcome, names, tells_webhook=tells_webhook))
         if kept is None:
             return False
         job.move_to(status)
@@ -144,18 +136,22 @@ class JobStore:
 
     def _finish(
         self,
-        job_id: str,
-        attempt: int,
-        before: JobStatus,
+        job: Job,
         status: JobStatus,
         finished_s: float,
         outcome: Succeeded | JobError,
-        tells_webhook: bool,
         sources: tuple[str, ...],
-    ) -> JobOutcome | None:
+        *,
+        tells_webhook: bool,
+    ) -> Change[JobOutcome | None]:
+        job_id, attempt, before = job.id, job.attempt, job.status
         kept: JobOutcome = outcome if isinstance(outcome, JobError) else self._write_pictures(job_id, attempt, outcome)
         fault("store.finish")
-        if not self._database.finish(job_id, attempt, before, status, finished_s, kept, tells_webhook=tells_webhook):
+        is_current = self._database.finish(
+            job_id, attempt, before, status, finished_s, kept, tells_webhook=tells_webhook
+        )
+        yield
+        if not is_current:
             self._delete_pictures(kept)
             return None
         self._delete_sources(sources)
@@ -166,7 +162,6 @@ class JobStore:
         images = [_result_image(job_id, attempt, index, image) for index, image in enumerate(done.images)]
         for image, encoded in zip(images, done.images, strict=True):
             self.results.write(image.file, encoded.data)
-        self.results.sync()
         return JobResult(images, done.warnings, done.text_tokens, done.seconds)
 
     def _delete_pictures(self, outcome: JobOutcome | None) -> None:
@@ -176,11 +171,11 @@ class JobStore:
 
     async def webhook_done(self, job: Job) -> None:
         """The last message about this job has arrived, or never will."""
-        await self._write(self._database.webhook_done, job.id)
+        await self._change(_only(self._database.webhook_done, job.id))
 
     async def webhook_failed(self, job: Job, tries: int, due_s: float) -> None:
         """It is sent again at that time."""
-        await self._write(self._database.webhook_failed, job.id, tries, due_s)
+        await self._change(_only(self._database.webhook_failed, job.id, tries, due_s))
 
     async def forget(self, job: Job) -> None:
         """Removes a finished job and its pictures."""
@@ -188,15 +183,26 @@ class JobStore:
 
     async def prune(self, ttl_s: float, limit_bytes: int) -> int:
         """Forgets finished jobs that are too old, then the oldest until the pictures fit; how many it forgot."""
-        return await self._write(self._prune, ttl_s, limit_bytes)
+        count = 0
+        while forgotten := await self._write(self._prune, ttl_s, limit_bytes):
+            count += forgotten
+        return count
 
     def _prune(self, ttl_s: float, limit_bytes: int) -> int:
-        count = 0
-        while jobs := self._database.finished_before(time.time() - ttl_s, _PRUNE_BATCH):
-            count += self._forget(jobs)
-        while self._database.result_bytes() > limit_bytes and (jobs := self._database.finished_before(time.time(), 1)):
-            count += self._forget(jobs)
-        return count
+        """Some of them: others have their turn in between."""
+        jobs = self._database.finished_before(time.time() - ttl_s, _PRUNE_BATCH) or self._surplus(limit_bytes)
+        return self._forget(jobs) if jobs else 0
+
+    def _surplus(self, limit_bytes: int) -> list[Job]:
+        """The oldest jobs that are too much."""
+        surplus_bytes = self._database.result_bytes() - limit_bytes
+        jobs = self._database.finished_before(time.time(), _PRUNE_BATCH) if surplus_bytes > 0 else []
+        for count, job in enumerate(jobs, 1):
+            if isinstance(job.outcome, JobResult):
+                surplus_bytes -= sum(image.size_bytes for image in job.outcome.images)
+            if surplus_bytes <= 0:
+                return jobs[:count]
+        return jobs
 
     def _forget(self, jobs: list[Job]) -> int:
         self._database.delete([job.id for job in jobs])
@@ -255,9 +261,17 @@ class JobStore:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    async def _change(self, change: Change[T]) -> T:
+        """Together with whatever else waits for the disk."""
+        return await self._writing(self._write_thread.together(change))
+
     async def _write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In transactions of its own."""
+        return await self._writing(self._write_thread.alone(lambda: function(*args, **kwargs)))
+
+    async def _writing(self, work: Awaitable[T]) -> T:
         try:
-            done = await self._on_thread(self._write_thread, function, *args, **kwargs)
+            done = await _stored(work)
         except (StorageFull, StorageUnavailable) as error:
             if self.trouble is None:
                 log.error("storage: %s", error.message)
@@ -268,20 +282,29 @@ class JobStore:
             self.trouble = None
         return done
 
-    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._on_thread(self._read_thread, function, *args, **kwargs)
+    def _sync_names(self) -> None:
+        self.sources.sync()
+        self.results.sync()
 
-    async def _on_thread(
-        self, thread: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def call() -> T:
             return function(*args, **kwargs)
 
-        try:
-            # Shielded: a caller that goes away must not leave its change half known.
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, call))
-        except (sqlite3.Error, OSError) as error:
-            raise _as_storage_error(error) from error
+        return await _stored(asyncio.get_running_loop().run_in_executor(self._read_thread, call))
+
+
+def _only(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Change[T]:
+    """A change of the database and of nothing else."""
+    done = function(*args, **kwargs)
+    yield
+    return done
+
+
+async def _stored(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (sqlite3.Error, OSError) as error:
+        raise _as_storage_error(error) from error
 
 
 def _as_storage_error(error: sqlite3.Error | OSError) -> SafelightError:
