@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,3 +305,32 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
         assert found[question], question
     assert found["front"][0]["jobs_per_s"] == pytest.approx(1000 / 10, rel=0.01)
     assert found["service_times"]["fp8"]["card"].startswith("NVIDIA H100")
+
+
+def test_the_figures_of_the_scaling_page_are_the_recorded_ones() -> None:
+    page = (RESULTS.parents[1] / "docs" / "scaling.md").read_text()
+    found = json.loads((RESULTS / "simulation.json").read_text())
+    for precision, group in itertools.groupby(found["devices"], key=lambda each: each["precision"]):
+        for p95_s, cells in itertools.groupby(group, key=lambda each: each["p95_target_s"]):
+            counts = " | ".join(str(each["devices"]) for each in cells)
+            assert f"| {precision} | {p95_s:g} s | {counts} |" in page
+    rows = re.findall(
+        r"^\| (\w+(?: \w+)?)[^|]*\| (\d+) \| ([\d.]+) \| ([\d.]+)(?: s)? \| ([\d.]+)(?: s)? \|$", page, re.M
+    )
+    assert len(rows) == 11
+    for what, devices, load, *shown in rows:
+        values = recorded(found[what.replace(" ", "_")], int(devices), float(load))
+        assert tuple(map(float, shown)) in values, (what, devices, load)
+
+
+def recorded(figures: list[dict[str, Any]], devices: int, load: float) -> set[tuple[float, ...]]:
+    """Pairs of with and without, of any figure and precision, as rounded as the page may show them."""
+    some = [each for each in figures if (each["devices"], each["load"]) == (devices, load)]
+    pairs = [(with_it, without) for with_it, without in zip(some[::2], some[1::2], strict=True)]
+    return {
+        (round(with_it[name], digits), round(without[name], digits))
+        for with_it, without in pairs
+        for name, value in with_it.items()
+        if isinstance(value, float)
+        for digits in (1, 2)
+    }
