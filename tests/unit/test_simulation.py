@@ -94,14 +94,14 @@ def test_owners_take_turns_as_in_the_servers_queue() -> None:
             real.restore(Job(name, asked(owner=owner)))
             line.put(SimulatedJob(float(name), ONE_STEP, owner))
         elif line:
-            assert real.head is not None
-            assert (real.head.id, real.head.request.owner) == (str(int(line.head.due_s)), line.head.owner)
-            assert real.take().id == str(int(line.take().due_s))
+            head = real.head("")
+            assert head is not None and (head.id, head.request.owner) == (str(int(line.head.due_s)), line.head.owner)
+            assert real.take("").id == str(int(line.take().due_s))
     assert len(real) == len(line) > 50
 
 
 CARD = ModelCard(id="card", max_sequence_length=64)
-TWO_ROWS_OF_512 = 2 * CARD.tokens(512, 512, 64)
+TWO_ROWS_OF_512 = 2 * CARD.tokens(params(width=512, height=512))
 SIZES = (256, 512, 1024)
 SHARING = ServiceTimes(
     "sharing", {size: {1: 0.1} for size in SIZES}, batch_tokens=TWO_ROWS_OF_512, text_tokens=64, is_synchronous=True
@@ -109,7 +109,7 @@ SHARING = ServiceTimes(
 
 
 def servers_choice(devices: Sequence[WorkerJobs], job: Job) -> int | None:
-    """As ``Dispatcher._worker_for``."""
+    """As ``Dispatcher._instance_for``."""
     admitting = [index for index, each in enumerate(devices) if each.admit(job, CARD, TWO_ROWS_OF_512)]
     least = min(admitting, key=lambda index: (len(devices[index].on_device), len(devices[index])), default=None)
     return least

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import itertools
+import json
 import sqlite3
 import stat
 import subprocess
