@@ -130,7 +130,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 def _wait_until_all_ready(server: LiveServer, process: subprocess.Popen[str], count: int, timeout_s: float) -> None:
     end_s = time.monotonic() + timeout_s
     while (ready := _ready_count(server)) < count:
-        if process.poll() is not None or time.monotonic() > end_s:
+        if process.poll() is not None:
+            raise ProcessEnded(f"the front ended with exit code {process.returncode}")
+        if time.monotonic() > end_s:
             raise ProcessEnded(f"{ready} of {count} workers were ready after {timeout_s:.0f} s")
         time.sleep(max(_POLL_S, count / 1000))  # the answer has all workers in it
 

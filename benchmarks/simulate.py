@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rates", type=_numbers, default=[1.0, 10.0, 100.0, 250.0], help="devices: requests in a second")
     add("--slack", type=_numbers, default=[1.25, 2.0], help="devices: p95 allowed, in times of a job alone")
     add("--devices", type=_counts, default=[8, 100, 1000], help="the other questions: how many")
-    add("--loads", type=_numbers, default=[0.3, 0.6, 0.9, 1.1], help="shares of what devices do with one job each")
+    add(
+        "--loads",
+        type=_numbers,
+        default=[0.1, 0.3, 0.5, 0.7, 0.9, 1.1],
+        help="shares of what devices do with one job each",
+    )
     add("--ways", type=int, default=2, help="sequence_parallel: devices for one picture")
     add("--speed-up", type=float, default=1 / 0.65, help="sequence_parallel: ASSUMED, the goal of the project")
     add("--front", type=Path, default=_FRONT, help="what bench_front recorded; without it the front takes no time")

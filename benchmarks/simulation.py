@@ -1,7 +1,8 @@
 """A server in simulated time: arrivals, the front, the dispatcher's rules, devices. Answers what no machine here can.
 
 Events lie on a heap. The front is two stations that do one thing after the other: its event loop, and the thread that
-writes to the disk. What it sets aside: cancelled and failed jobs, deaths of workers, jobs of several pictures.
+writes to the disk. What it sets aside: cancelled and failed jobs, deaths of workers, jobs of several pictures, several
+models and adapters.
 """
 
 from __future__ import annotations

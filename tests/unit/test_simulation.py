@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,14 +95,13 @@ def test_owners_take_turns_as_in_the_servers_queue() -> None:
             line.put(SimulatedJob(float(name), ONE_STEP, owner))
         elif line:
             head = real.head("")
-            assert head is not None
-            assert (head.id, head.request.owner) == (str(int(line.head.due_s)), line.head.owner)
+            assert head is not None and (head.id, head.request.owner) == (str(int(line.head.due_s)), line.head.owner)
             assert real.take("").id == str(int(line.take().due_s))
     assert len(real) == len(line) > 50
 
 
 CARD = ModelCard(id="card", max_sequence_length=64)
-TWO_ROWS_OF_512 = 2 * CARD.tokens(params(width=512, height=512, max_sequence_length=64))
+TWO_ROWS_OF_512 = 2 * CARD.tokens(params(width=512, height=512))
 SIZES = (256, 512, 1024)
 SHARING = ServiceTimes(
     "sharing", {size: {1: 0.1} for size in SIZES}, batch_tokens=TWO_ROWS_OF_512, text_tokens=64, is_synchronous=True
@@ -109,7 +109,7 @@ SHARING = ServiceTimes(
 
 
 def servers_choice(devices: Sequence[WorkerJobs], job: Job) -> int | None:
-    """As ``Dispatcher._worker_for``."""
+    """As ``Dispatcher._instance_for``."""
     admitting = [index for index, each in enumerate(devices) if each.admit(job, CARD, TWO_ROWS_OF_512)]
     least = min(admitting, key=lambda index: (len(devices[index].on_device), len(devices[index])), default=None)
     return least
@@ -305,3 +305,32 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
         assert found[question], question
     assert found["front"][0]["jobs_per_s"] == pytest.approx(1000 / 10, rel=0.01)
     assert found["service_times"]["fp8"]["card"].startswith("NVIDIA H100")
+
+
+def test_the_figures_of_the_scaling_page_are_the_recorded_ones() -> None:
+    page = (RESULTS.parents[1] / "docs" / "scaling.md").read_text()
+    found = json.loads((RESULTS / "simulation.json").read_text())
+    for precision, group in itertools.groupby(found["devices"], key=lambda each: each["precision"]):
+        for p95_s, cells in itertools.groupby(group, key=lambda each: each["p95_target_s"]):
+            counts = " | ".join(str(each["devices"]) for each in cells)
+            assert f"| {precision} | {p95_s:g} s | {counts} |" in page
+    rows = re.findall(
+        r"^\| (\w+(?: \w+)?)[^|]*\| (\d+) \| ([\d.]+) \| ([\d.]+)(?: s)? \| ([\d.]+)(?: s)? \|$", page, re.M
+    )
+    assert len(rows) == 11
+    for what, devices, load, *shown in rows:
+        values = recorded(found[what.replace(" ", "_")], int(devices), float(load))
+        assert tuple(map(float, shown)) in values, (what, devices, load)
+
+
+def recorded(figures: list[dict[str, Any]], devices: int, load: float) -> set[tuple[float, ...]]:
+    """Pairs of with and without, of any figure and precision, as rounded as the page may show them."""
+    some = [each for each in figures if (each["devices"], each["load"]) == (devices, load)]
+    pairs = [(with_it, without) for with_it, without in zip(some[::2], some[1::2], strict=True)]
+    return {
+        (round(with_it[name], digits), round(without[name], digits))
+        for with_it, without in pairs
+        for name, value in with_it.items()
+        if isinstance(value, float)
+        for digits in (1, 2)
+    }
