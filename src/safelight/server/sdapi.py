@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.errors import InvalidValue
+from safelight.errors import InvalidValue, ModelNotFound
 from safelight.jobs import Job, JobStatus
 from safelight.lora.directory import SUFFIX
 from safelight.metadata import SOFTWARE, parameters_text, prompt_with_tags
@@ -118,8 +119,11 @@ class ChosenModels:
         return await self._models.wait_for(asked)
 
     def choose(self, request: Request, options: dict[str, Any]) -> None:
-        """Remembers the model that the options name, if they do. Raises as ``by``."""
-        if name := _checkpoint(options):
+        """Remembers the model that the options name, if it is served: clients send back whatever they once knew."""
+        name = _checkpoint(options)
+        if name is None:
+            return
+        with contextlib.suppress(ModelNotFound):
             self._models.find(name)
             owner = owner_of(request)
             self._names[owner] = name
