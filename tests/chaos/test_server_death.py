@@ -109,7 +109,7 @@ def test_a_second_server_on_the_same_directory_is_refused_at_once(start: Start) 
     started_s = time.monotonic()
     command = [sys.executable, "-m", "safelight", "serve", "--model", STUB_MODEL, "--port", "0"]
     done = subprocess.run([*command, "--data-dir", str(server.folder)], capture_output=True, text=True, timeout=20)
-    assert time.monotonic() - started_s < 2
+    assert time.monotonic() - started_s < 4
     assert done.returncode == 1
     assert f"is used by another server (pid {server.process.pid})" in done.stderr
     assert done.stderr.count("\n") == 1
