@@ -68,7 +68,9 @@ def history(milestones: Sequence[int], window: int, steps: Sequence[int], worker
 
 def workers(fleet: Fleet, idle_s: float, count: int, steps: int) -> Figures:
     """A front with so many workers: what it holds and does when idle, and what a job costs."""
+    clients = min(2 * fleet.workers, _MANY_CLIENTS)
     with _folder() as folder, measured_front(fleet, Path(folder)) as front:
+        load(front, clients=max(clients, fleet.workers), steps=1, count=2 * fleet.workers, waits=True)  # first uses
         free_mb = psutil.virtual_memory().available / 1e6
         before = front.cost()
         time.sleep(idle_s)
@@ -83,7 +85,6 @@ def workers(fleet: Fleet, idle_s: float, count: int, steps: int) -> Figures:
             "worker_mb": front.worker_mb(),
             "machine_free_mb": round(free_mb),
         }
-        clients = min(2 * fleet.workers, _MANY_CLIENTS)
         return figures | {"jobs": load(front, clients=clients, steps=steps, count=count, waits=True) | {"steps": steps}}
 
 
