@@ -138,7 +138,7 @@ def _waiting(args: argparse.Namespace) -> Iterator[list[Figures]]:
 
 
 def _history(args: argparse.Namespace) -> Iterator[list[Figures]]:
-    yield front_scenarios.history(args.milestones, args.window, args.steps, workers=16, clients=32)
+    yield front_scenarios.history(args.milestones, args.window, args.steps, workers=64, clients=64)
 
 
 def _workers(args: argparse.Namespace) -> Iterator[list[Figures]]:

@@ -26,6 +26,7 @@ STATUS_STREAM = "/v1/status/stream"
 JOB_STREAM = "job"
 
 _FOREVER_S = 3600.0
+_SHORT_STEP_S = 0.02
 _MOST_STEPS = 200
 _MANY_CLIENTS = 64
 _PERCENTS = (50, 99)
@@ -50,9 +51,9 @@ def waiting(depth: int, count: int) -> Figures:
 
 
 def history(milestones: Sequence[int], window: int, steps: Sequence[int], workers: int, clients: int) -> list[Figures]:
-    """Cost of a job after so many others were made, by its number of steps, which take no time."""
+    """Cost of a job after so many others were made, by its number of steps. They come one by one, as from devices."""
     found = []
-    fleet = Fleet(workers=workers, step_s=0.0, picture_bytes=1000)  # all pictures are kept
+    fleet = Fleet(workers=workers, step_s=_SHORT_STEP_S, picture_bytes=1000)  # all pictures are kept
     with _folder() as folder, measured_front(fleet, Path(folder)) as front:
         made = load(front, clients=clients, steps=1, count=window, waits=True)["answers"]
         for milestone in milestones:
