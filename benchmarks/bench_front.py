@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="everything at small sizes, to see that it works")
     add("--clients", type=_counts, default=[1, 16, 64], help="submits: connections that ask at once")
     add("--seconds", type=float, default=10.0, help="submits: for each number of clients")
-    add("--depths", type=_counts, default=[0, 1000, 10000], help="waiting: jobs in the queue")
+    add("--depths", type=_counts, default=[0, 1000, 5000], help="waiting: jobs in the queue")
     add("--milestones", type=_counts, default=[1000, 10000, 50000], help="history: jobs made before")
     add("--window", type=int, default=1000, help="history, workers and waiting: jobs that are measured")
     add("--steps", type=_counts, default=[1, 28], help="history: denoising steps of those jobs")
@@ -138,7 +138,7 @@ def _waiting(args: argparse.Namespace) -> Iterator[list[Figures]]:
 
 
 def _history(args: argparse.Namespace) -> Iterator[list[Figures]]:
-    yield front_scenarios.history(args.milestones, args.window, args.steps, workers=16, clients=32)
+    yield front_scenarios.history(args.milestones, args.window, args.steps, workers=64, clients=64)
 
 
 def _workers(args: argparse.Namespace) -> Iterator[list[Figures]]:

@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for workers in args.workers:
                 for rows in args.rows:
                     for load in args.loads:
-                        asked = Asked(workers, load * rows, args.jobs, args.step_s, args.steps, rows)
+                        jobs = args.jobs * workers * rows
+                        asked = Asked(workers, load * rows, jobs, args.step_s, args.steps, rows)
                         figures = check(asked)
                         record.append("runs", figures)
                         errors += figures["errors"].values()
@@ -97,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workers", type=_counts, default=[1, 2, 4, 8], help="stub workers")
     add("--rows", type=_counts, default=[1, 4], help="jobs that share a step for the time of one")
-    add("--loads", type=_numbers, default=[0.5, 0.8], help="shares of what the workers can do")
-    add("--jobs", type=int, default=200, help="of each run")
-    add("--step-s", type=float, default=0.05, help="seconds of a step")
-    add("--steps", type=int, default=8, help="of each job")
+    add("--loads", type=_numbers, default=[0.7], help="shares of what the workers can do")
+    add("--jobs", type=int, default=30, help="of each run, for each worker and row")
+    add("--step-s", type=float, default=0.1, help="seconds of a step")
+    add("--steps", type=int, default=6, help="of each job")
     add("--output", type=Path, default=_OUTPUT, help="where the result goes, as JSON")
     return parser
 
@@ -142,7 +143,7 @@ def check(asked: Asked) -> Figures:
 
 def _measure_alone(front: MeasuredFront, asked: Asked) -> tuple[ServiceTimes, FrontTimes]:
     """What a job takes that has the server for itself, and where."""
-    asyncio.run(_send(front.port, [0.0], asked.steps))  # first uses
+    asyncio.run(_send(front.port, [0.0] * 2 * asked.workers, asked.steps))  # first uses, of each worker
     fsync_s = fsync_ms() / 1000
     before, (latencies_s, _) = front.server.totals(), asyncio.run(_send_in_turn(front.port, asked.steps))
     after, latency_s = front.server.totals(), statistics.median(latencies_s)

@@ -26,6 +26,7 @@ STATUS_STREAM = "/v1/status/stream"
 JOB_STREAM = "job"
 
 _FOREVER_S = 3600.0
+_SHORT_STEP_S = 0.02
 _MOST_STEPS = 200
 _MANY_CLIENTS = 64
 _PERCENTS = (50, 99)
@@ -50,9 +51,9 @@ def waiting(depth: int, count: int) -> Figures:
 
 
 def history(milestones: Sequence[int], window: int, steps: Sequence[int], workers: int, clients: int) -> list[Figures]:
-    """Cost of a job after so many others were made, by its number of steps, which take no time."""
+    """Cost of a job after so many others were made, by its number of steps. They come one by one, as from devices."""
     found = []
-    fleet = Fleet(workers=workers, step_s=0.0, picture_bytes=1000)  # all pictures are kept
+    fleet = Fleet(workers=workers, step_s=_SHORT_STEP_S, picture_bytes=1000)  # all pictures are kept
     with _folder() as folder, measured_front(fleet, Path(folder)) as front:
         made = load(front, clients=clients, steps=1, count=window, waits=True)["answers"]
         for milestone in milestones:
@@ -68,7 +69,9 @@ def history(milestones: Sequence[int], window: int, steps: Sequence[int], worker
 
 def workers(fleet: Fleet, idle_s: float, count: int, steps: int) -> Figures:
     """A front with so many workers: what it holds and does when idle, and what a job costs."""
+    clients = min(2 * fleet.workers, _MANY_CLIENTS)
     with _folder() as folder, measured_front(fleet, Path(folder)) as front:
+        load(front, clients=max(clients, fleet.workers), steps=1, count=2 * fleet.workers, waits=True)  # first uses
         free_mb = psutil.virtual_memory().available / 1e6
         before = front.cost()
         time.sleep(idle_s)
@@ -83,7 +86,6 @@ def workers(fleet: Fleet, idle_s: float, count: int, steps: int) -> Figures:
             "worker_mb": front.worker_mb(),
             "machine_free_mb": round(free_mb),
         }
-        clients = min(2 * fleet.workers, _MANY_CLIENTS)
         return figures | {"jobs": load(front, clients=clients, steps=steps, count=count, waits=True) | {"steps": steps}}
 
 
