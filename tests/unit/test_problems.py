@@ -239,7 +239,7 @@ async def test_a_full_disk_is_a_507_that_says_when_to_ask_again(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(front.store, "_add", full)
+        monkeypatch.setattr(front.store._database, "add", full)
         monkeypatch.setattr(front.store, "_probe", full)
         answer = await client.post(URL, json={"prompt": "a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
