@@ -158,7 +158,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path) -> None:
-    with TerminalServer(tmp_path, "--log-prompts", "true", PYTHONIOENCODING="ascii", STUB_LOAD_S="0.5") as server:
+    with TerminalServer(tmp_path, "--log-prompts", "true", PYTHONIOENCODING="ascii", STUB_LOAD_S="2") as server:
         server.wait_for(r"^ cpu weights \w+ \d/7 \| #*-+ +\d+% \|")
         server.wait_for(r"^ ready \| idle$")
         server.submit("写真")
