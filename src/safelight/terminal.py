@@ -22,7 +22,7 @@ class PictureProtocol(StrEnum):
 
 
 AUTO, NEVER = "auto", "never"
-SHOW_CHOICES = (AUTO, *PictureProtocol, NEVER)
+SHOW_CHOICES = (AUTO, *(protocol.value for protocol in PictureProtocol), NEVER)
 
 
 @dataclass(frozen=True, slots=True)
