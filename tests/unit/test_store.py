@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -87,6 +88,22 @@ async def test_a_job_through_its_life(store: JobStore) -> None:
     path = store.results.path("job_1-2-0.png")
     assert path.read_bytes() == b"picture"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_an_end_is_of_the_attempt_that_it_was_given_for(store: JobStore) -> None:
+    ending = job()
+    await store.add(ending, None)
+    await store.claim(ending)
+    done, may_go_on = _done(ending), threading.Event()
+    held = asyncio.create_task(store._write(may_go_on.wait))
+    finishing = asyncio.create_task(store.finish(ending, JobStatus.SUCCEEDED, done))
+    await asyncio.sleep(0.01)
+    ending.attempt += 1  # while the end waits for the disk
+    may_go_on.set()
+    assert await finishing
+    await held
+    stored = await store.get("job_1")
+    assert stored is not None and (stored.status, stored.attempt) == (JobStatus.SUCCEEDED, 1)
 
 
 async def test_only_the_current_attempt_may_end_a_job(store: JobStore) -> None:

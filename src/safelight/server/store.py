@@ -127,7 +127,10 @@ class JobStore:
         webhook, source = job.request.webhook, job.params.source
         tells_webhook = webhook is not None and COMPLETED in webhook.events
         names = source.files if source else ()
-        kept = await self._change(self._finish(job, status, finished_s, outcome, names, tells_webhook=tells_webhook))
+        # As the job stands now: when the thread comes to it, another attempt may have begun.
+        before = job.attempt, job.status
+        finishing = self._finish(job.id, *before, status, finished_s, outcome, names, tells_webhook=tells_webhook)
+        kept = await self._change(finishing)
         if kept is None:
             return False
         job.move_to(status)
@@ -136,7 +139,9 @@ class JobStore:
 
     def _finish(
         self,
-        job: Job,
+        job_id: str,
+        attempt: int,
+        before: JobStatus,
         status: JobStatus,
         finished_s: float,
         outcome: Succeeded | JobError,
@@ -144,7 +149,6 @@ class JobStore:
         *,
         tells_webhook: bool,
     ) -> Change[JobOutcome | None]:
-        job_id, attempt, before = job.id, job.attempt, job.status
         kept: JobOutcome = outcome if isinstance(outcome, JobError) else self._write_pictures(job_id, attempt, outcome)
         fault("store.finish")
         is_current = self._database.finish(
