@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from safelight.errors import NotEnoughMemory
+
 _ALIGNMENT_BYTES = 256
 """As the device's own allocator aligns; matrix products want it."""
 
@@ -149,5 +151,7 @@ def _host_memory(size_bytes: int, *, is_pinned: bool) -> torch.Tensor:
     if is_pinned and size_bytes:
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size_bytes, 0)
         if int(error) != 0:
-            raise MemoryError(f"{size_bytes / 1e9:.1f} GB of host memory cannot be pinned: CUDA error {int(error)}")
+            raise NotEnoughMemory(
+                f"{size_bytes / 1e9:.1f} GB of the host's memory cannot be pinned (CUDA error {int(error)}): raise its limit of locked memory, or use --memory full"
+            )
     return memory
