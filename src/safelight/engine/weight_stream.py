@@ -152,6 +152,7 @@ def _host_memory(size_bytes: int, *, is_pinned: bool) -> torch.Tensor:
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size_bytes, 0)
         if int(error) != 0:
             raise NotEnoughMemory(
-                f"{size_bytes / 1e9:.1f} GB of the host's memory cannot be pinned (CUDA error {int(error)}): raise its limit of locked memory, or use --memory full"
+                f"{size_bytes / 1e9:.1f} GB of the host's memory cannot be pinned (CUDA error {int(error)}): "
+                "raise the limit of locked memory, or use --memory full"
             )
     return memory
