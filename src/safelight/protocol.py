@@ -1,24 +1,19 @@
-"""The messages between front and worker, and their framing: all that both sides know of each other.
+"""The messages between front and worker: all that both sides know of each other.
 
-A frame is a 4-byte big-endian length and that many bytes of msgpack. One socketpair per worker generation.
+Each is one frame (``frames.py``) of msgpack. One socketpair per worker generation.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import struct
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import msgspec
 
 from safelight.errors import ProtocolError
+from safelight.frames import FrameSocket, FrameTooLarge
 from safelight.params import GenerationParams, ImageFormat
-
-MAX_FRAME_BYTES = 512 * 1024 * 1024
-
-_LENGTH = struct.Struct(">I")
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -221,44 +216,37 @@ def trace_id_of(trace_context: Mapping[str, str]) -> str:
 class Channel(Generic[Received]):
     """One end of a socketpair: sends any message, receives those of one union."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, received: object) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, frames: FrameSocket, received: object) -> None:
+        self._frames = frames
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(received)
 
     @classmethod
     async def open(cls, sock: socket.socket, received: object) -> Channel[Received]:
         """Takes over ``sock``; ``received`` is the union of messages that the other side may send."""
-        reader, writer = await asyncio.open_connection(sock=sock)
-        return cls(reader, writer, received)
+        return cls(await FrameSocket.open(sock), received)
 
     def send(self, message: Message) -> None:
         """Queues a message for sending. Never blocks; a closed peer is noticed by ``receive``."""
-        body = self._encoder.encode(message)
-        if len(body) > MAX_FRAME_BYTES:
-            raise ProtocolError(f"a {type(message).__name__} message of {len(body)} bytes is too large")
-        self._writer.write(_LENGTH.pack(len(body)) + body)
+        try:
+            self._frames.send(self._encoder.encode(message))
+        except FrameTooLarge as error:
+            raise ProtocolError(f"a {type(message).__name__} message is too large: {error}") from None
 
     async def receive(self) -> Received | None:
         """The next message, or ``None`` once the other side is gone. Raises ``ProtocolError`` for a bad frame."""
         try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if length > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a frame of {length} bytes was announced")
-            return self._decoder.decode(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+            body = await self._frames.receive()
+            return None if body is None else self._decoder.decode(body)
+        except FrameTooLarge as error:
+            raise ProtocolError(str(error)) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"a message could not be read: {error}") from error
 
     async def flush(self) -> None:
         """Waits until what was sent has left this process, or the peer is gone."""
-        try:
-            await self._writer.drain()
-        except ConnectionError:
-            return
+        await self._frames.flush()
 
     def close(self) -> None:
         """Closes this end; idempotent."""
-        self._writer.close()
+        self._frames.close()

@@ -29,7 +29,7 @@ def _encoded(**members: Any) -> tuple[Image.Image, bytes]:
     return Image.open(io.BytesIO(data)), data
 
 
-@pytest.mark.parametrize("size", [(1, 1), (16, 1), (1, 16), (64, 48), (257, 31)])
+@pytest.mark.parametrize("size", [(1, 1), (16, 1), (1, 16), (64, 48), (257, 31), (1024, 513), (263_000, 2)])
 def test_png_keeps_every_pixel(size: tuple[int, int]) -> None:
     picture = _picture(*size)
     read = Image.open(io.BytesIO(encode_png(picture, {}, xmp_packet())))

@@ -10,7 +10,7 @@ import struct
 import msgspec
 import pytest
 
-from safelight import protocol
+from safelight import frames
 from safelight.errors import ProtocolError
 from safelight.params import ImageFormat
 from safelight.protocol import (
@@ -147,16 +147,16 @@ async def test_random_bytes_are_a_protocol_error_and_nothing_else() -> None:
 async def test_a_huge_announced_length_is_refused_before_a_byte_of_it_is_read() -> None:
     channel, peer = await _raw_peer()
     with peer:
-        peer.sendall(struct.pack(">I", protocol.MAX_FRAME_BYTES + 1))
+        peer.sendall(struct.pack(">I", frames.MAX_FRAME_BYTES + 1))
         with pytest.raises(ProtocolError, match="536870913 bytes"):
             await asyncio.wait_for(channel.receive(), 5)
     channel.close()
 
 
 async def test_a_message_too_large_to_send_is_a_protocol_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", 100)
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
     channel, peer = await _raw_peer()
-    with peer, pytest.raises(ProtocolError, match="a LoadFailed message of 1"):
+    with peer, pytest.raises(ProtocolError, match="a LoadFailed message is too large: it has 1"):
         channel.send(LoadFailed("code", "x" * 100))
     channel.close()
 
