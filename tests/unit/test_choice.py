@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,9 +42,11 @@ def large(name: str = "large") -> Job:
 
 def serving(devices: Sequence[Device]) -> Any:
     """As much of ``Serving`` as is asked."""
-    return SimpleNamespace(
-        of=lambda model: devices, admitting=lambda one: (each for each in devices if each.admits(one))
-    )
+
+    def admitting(one: Job) -> Iterator[Device]:
+        return iter(sorted((each for each in devices if each.admits(one)), key=lambda each: len(each.jobs)))
+
+    return SimpleNamespace(of=lambda model: devices, admitting=admitting)
 
 
 def chosen(devices: Sequence[Device], *line: Job, paces: DevicePaces | None = None) -> tuple[str, int] | None:
@@ -77,6 +79,19 @@ def test_of_those_that_have_room_the_one_with_the_least_left_to_do_gets_it() -> 
     assert chosen([Device(0, job(step=1)), Device(1, job(step=3)), Device(2, job())], job()) == ("job", 1)
     many_done = Device(0, job(step=3), job(step=3), places=4)
     assert chosen([many_done, Device(1, job())], job()) == ("job", 0)
+
+
+def test_of_a_thousand_devices_that_are_alike_few_are_looked_at() -> None:
+    asked_for: list[Device] = []
+
+    def admitting(one: Job) -> Iterator[Device]:
+        for number in range(1000):
+            asked_for.append(Device(number))
+            yield asked_for[-1]
+
+    found = Choice(DevicePaces()).next([job()], SimpleNamespace(of=lambda model: [], admitting=admitting))  # type: ignore[arg-type]
+    assert found is not None
+    assert len(asked_for) <= 16
 
 
 def test_a_job_that_finds_no_room_waits_and_is_not_overtaken() -> None:

@@ -14,6 +14,9 @@ from safelight.server.serving import Serving
 _LOOK_AHEAD = 32
 """Jobs in line that are looked at while those before them wait for a better device."""
 
+_LOOKED_AT = 16
+"""Devices that admit the job, of many that are alike: the least busy ones. A thousand idle ones need no comparison."""
+
 _Promises = dict[ModelInstance, float]
 """Seconds for which devices are taken by jobs that wait for them, beside what they do now."""
 
@@ -33,7 +36,8 @@ class Choice:
         promised_s: _Promises = {}
         for job in itertools.islice(line, _LOOK_AHEAD):
             avoided = _avoided(job, serving)
-            free = [each for each in serving.admitting(job) if each not in promised_s and each not in avoided]
+            admitting = (each for each in serving.admitting(job) if each not in promised_s and each not in avoided)
+            free = list(admitting if self._are_uneven(job) else itertools.islice(admitting, _LOOKED_AT))
             if free:
                 here = min(free, key=lambda each: self._reluctance(job, each))
                 if not self._are_uneven(job):

@@ -22,5 +22,6 @@ class Serving:
         return [each for each in instances if each.model.name == model and each.is_serving]
 
     def admitting(self, job: Job) -> Iterator[ModelInstance]:
-        """Those in which the job may begin now."""
-        return (each for each in self.of(job.request.model) if each.admits(job))
+        """Those in which the job may begin now, the least busy first."""
+        found = [each for each in self.of(job.request.model) if each.admits(job)]
+        return iter(sorted(found, key=lambda each: (len(each.jobs_on_device), len(each.jobs))))
