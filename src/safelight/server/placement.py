@@ -64,20 +64,28 @@ class Placement:
 
     def place(self, model: ServedModel) -> tuple[Worker | None, float]:
         """The device that is to have it next, and in how many seconds; ``None`` and infinity if there is none."""
-        is_served = bool(self.holders(model))
+        served_work = self._served_work(model)
         waits = [
-            (self._seconds_until_free(worker, model, is_served=is_served), len(worker.jobs), worker.id, worker)
+            (self._seconds_until_free(worker, model, served_work), len(worker.jobs), worker.id, worker)
             for worker in self._workers
             if worker.is_settled and self._may_take(worker, model)
         ]
         seconds, _, _, worker = min(waits, default=(math.inf, 0, 0, None))
         return worker, seconds
 
-    def _seconds_until_free(self, worker: Worker, model: ServedModel, *, is_served: bool) -> float:
+    def _served_work(self, model: ServedModel) -> float | None:
+        """What each device that has the model has to do until nobody waits for it; ``None`` if none has it."""
+        if not (holders := self.holders(model)):
+            return None
+        running = sum(job.work_left for holder in holders for job in holder.jobs_on_device)
+        waiting = sum(job.params.work for job in self._queue.of(model.name))
+        return (waiting + running) / len(holders)
+
+    def _seconds_until_free(self, worker: Worker, model: ServedModel, served_work: float | None) -> float:
         """How long this device should go on with what it has."""
-        if is_served:  # more devices help only if they are idle, and the others take longer than a load
+        if served_work is not None:  # more devices help only if they are idle, and the others take longer than a load
             is_idle = not worker.jobs and not self._waiting_for(worker)
-            return 0.0 if is_idle and self._is_worth_a_load(worker, model) else math.inf
+            return 0.0 if is_idle and self._is_worth_a_load(worker, model, served_work) else math.inf
         if worker.current is None and worker.wanted is None:
             return -1.0  # better than one that would have to let go of something
         if not self._waiting_for(worker) or model.is_pinned:
@@ -88,12 +96,9 @@ class Placement:
         waited_s = 0.0 if since_s is None else time.time() - since_s
         return self.wait_s - min(waited_s, worker.kept_s)
 
-    def _is_worth_a_load(self, worker: Worker, model: ServedModel) -> bool:
+    def _is_worth_a_load(self, worker: Worker, model: ServedModel, served_work: float) -> bool:
         load_s = self.load_seconds(worker, model)
-        holders = self.holders(model)
-        work = sum(job.params.work for job in self._queue.of(model.name))
-        work += sum(job.work_left for holder in holders for job in holder.jobs_on_device)
-        wait_s = self._paces.of(model.name).seconds(work / len(holders))
+        wait_s = self._paces.of(model.name).seconds(served_work)
         return wait_s is not None and (load_s is None or wait_s > load_s)
 
     def load_seconds(self, worker: Worker, model: ServedModel) -> float | None:
