@@ -104,6 +104,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "jobs": [],
         "batch_tokens": 0,
         "memory": None,
+        "fit": None,
         "warm": {},
     }
 

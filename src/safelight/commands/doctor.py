@@ -75,6 +75,10 @@ def _models(config: Config) -> Iterator[Finding]:
         yield from _guarded(_model, config.of(entry))
 
 
+def _options(config: Config) -> EngineOptions:
+    return EngineOptions(config.dtype, config.precision, config.memory, memory_limit_mb=config.memory_limit_mb)
+
+
 def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model, config.pulled_models, config.base_model)
     for folder, is_used in checkpoint.folders.items():
@@ -82,5 +86,5 @@ def _model(config: Config) -> Iterator[Finding]:
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
     for device in resolve_devices(config.device):
-        plan = plan_memory(checkpoint, device.name, EngineOptions(config.dtype, config.precision, config.memory))
+        plan = plan_memory(checkpoint, device.name, _options(config))
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")

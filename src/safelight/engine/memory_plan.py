@@ -40,6 +40,11 @@ class MemoryPlan:
     host_bytes: int
 
     @property
+    def working_bytes_per_pixel(self) -> int:
+        """The allowance, until it is measured."""
+        return _WORKING_BYTES_PER_PIXEL if self.mode is MemoryMode.FULL else _TILED_WORKING_BYTES_PER_PIXEL
+
+    @property
     def hosted(self) -> frozenset[str]:
         """The components that are loaded into the host's memory, from where they visit the device."""
         return frozenset() if self.mode is MemoryMode.FULL else frozenset({"text_encoder_2", "transformer"})
@@ -54,6 +59,8 @@ def plan_memory(checkpoint: Checkpoint, device: str, options: EngineOptions) -> 
     Raises ``DeviceUnavailable``, or ``NotEnoughMemory`` with the figures, before any weight is read.
     """
     free_bytes, host_free_bytes = _free_bytes(device), _host_free_bytes()
+    if options.memory_limit_bytes:
+        free_bytes = min(free_bytes, options.memory_limit_bytes)
     plans = list(_plans(checkpoint, device, options))
     for plan in plans:
         if plan.device_bytes <= free_bytes and plan.host_bytes * _HOST_MARGIN <= host_free_bytes:
@@ -104,8 +111,10 @@ def _plan(counts: WeightCounts, mode: MemoryMode, number_format: NumberFormat, p
 
 
 def _remedy(device: str, options: EngineOptions) -> str:
-    if not device.startswith("cuda"):
+    if not device.startswith("cuda") and not options.memory_limit_bytes:
         return "use a smaller dtype or a machine with more memory"
+    if options.memory_limit_bytes:
+        return "raise memory_limit_mb, or use a device with more memory"
     if options.memory != "auto" or options.precision == "bf16":
         return "leave --memory and --precision to auto, or use a device with more memory"
     return "end what else uses the device, or use one with more memory"

@@ -247,7 +247,7 @@ class ModelInstance:
 
     def _became_ready(self, ready: Ready) -> None:
         """In one go with what ``start`` returns to, so that nobody sees one that is ready and belongs to nobody."""
-        self.load.finish(ready.phase_seconds, ready.batch_tokens)
+        self.load.finish(ready.phase_seconds, ready.batch_tokens, ready.fit)
         self._watchdog.warmed_up(ready.phase_seconds.get("warmup", 0.0))
         self._ready_since_s = self._idle_since_s = time.monotonic()
         self._set_state(WorkerState.READY)
