@@ -105,6 +105,10 @@ class Fit(msgspec.Struct, frozen=True):
     max_pixels: int = 0
     working_bytes_per_pixel: float = 0.0
 
+    def has_room(self, pixels: int) -> bool:
+        """For a step of so many pixels."""
+        return not self.max_pixels or pixels <= self.max_pixels
+
     def refusal(self, pixels: int, device: str) -> str:
         """The sentence for a picture of so many pixels that is too large."""
         need, room = (count * self.working_bytes_per_pixel / 1e9 for count in (pixels, self.max_pixels))

@@ -58,5 +58,5 @@ def _left_bytes(plan: MemoryPlan, device: str, limit_bytes: int) -> int | None:
 
 def check_fits(params: GenerationParams, fit: Fit | None, device: str) -> None:
     """Raises ``OutOfMemory``, with the figures, for a picture that has no room even alone."""
-    if fit is not None and 0 < fit.max_pixels < params.step_pixels:
+    if fit is not None and not fit.has_room(params.step_pixels):
         raise OutOfMemory(fit.refusal(params.step_pixels, device))

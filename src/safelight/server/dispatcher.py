@@ -24,6 +24,7 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
+from safelight.server.room import check_room, has_room
 from safelight.server.worker import Worker
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -73,7 +74,8 @@ class Dispatcher:
         """Accepts a job: it is on disk when this returns, with the files of its source. With a key that is known,
         returns that key's job.
 
-        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no device can ever take it, ``LoadError``.
+        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no device can ever take it, ``LoadError`` or
+        ``InvalidSize``.
         """
         job = Job(f"job_{uuid.uuid4().hex}", self._models.resolved(request), created_s=time.time())
         try:
@@ -81,6 +83,7 @@ class Dispatcher:
                 raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
             if reason := self._why_it_waits(job):
                 raise reason
+            check_room(job.params, job.request.model, self._workers)
             self._queue.reserve(job, self.forecast.retry_after_s(job.request.model))
             return await self._keep(self._ledger.accept(job, idempotency, files or {}))
         except SafelightError as error:
@@ -144,9 +147,14 @@ class Dispatcher:
         return None
 
     def _instance_for(self, job: Job) -> ModelInstance | None:
-        """The least busy one that admits it: an idle device is better than a shared one."""
-        instances = [instance for worker in self._workers for instance in worker.instances]
-        admitting = [each for each in instances if each.model.name == job.request.model and each.admits(job)]
+        """The least busy one that admits it: an idle device is better than a shared one. Where none has the memory for
+        it, any is to say so.
+        """
+        instances = [
+            each for worker in self._workers for each in worker.instances if each.model.name == job.request.model
+        ]
+        roomy = [each for each in instances if has_room(each, job.params)]
+        admitting = [each for each in roomy or instances if each.admits(job)]
         return min(admitting, key=lambda each: (len(each.jobs_on_device), len(each.jobs)), default=None)
 
     async def _begin(self, job: Job, instance: ModelInstance) -> None:
