@@ -96,7 +96,8 @@ class Fit(msgspec.Struct, frozen=True):
     """How a model was fitted into a device's memory: the mode, and the bytes that were planned for it.
 
     ``max_pixels`` is the largest step that has room beside it, in pixels of all its rows with their references; 0 if
-    nobody knows. ``working_bytes_per_pixel`` is what a step was seen to take for each.
+    nobody knows. ``working_bytes_per_pixel`` is what a step was seen to take for each. ``note`` says why it is not
+    faster, if it could be.
     """
 
     mode: str
@@ -104,6 +105,7 @@ class Fit(msgspec.Struct, frozen=True):
     planned_bytes: int
     max_pixels: int = 0
     working_bytes_per_pixel: float = 0.0
+    note: str = ""
 
     def has_room(self, pixels: int) -> bool:
         """For a step of so many pixels."""

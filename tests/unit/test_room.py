@@ -39,6 +39,7 @@ async def test_too_large_a_picture_is_refused_before_it_waits(tmp_path: Path, ch
             "planned_bytes": 20_600_000_000,
             "max_pixels": 64 * 64,
             "working_bytes_per_pixel": 1000,
+            "note": "",
         }
 
 

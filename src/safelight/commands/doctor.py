@@ -76,7 +76,13 @@ def _models(config: Config) -> Iterator[Finding]:
 
 
 def _options(config: Config) -> EngineOptions:
-    return EngineOptions(config.dtype, config.precision, config.memory, memory_limit_mb=config.memory_limit_mb)
+    return EngineOptions(
+        config.dtype,
+        config.precision,
+        config.memory,
+        loras_dir=str(config.adapters_dir),
+        memory_limit_mb=config.memory_limit_mb,
+    )
 
 
 def _model(config: Config) -> Iterator[Finding]:
@@ -88,3 +94,5 @@ def _model(config: Config) -> Iterator[Finding]:
     for device in resolve_devices(config.device):
         plan = plan_memory(checkpoint, device.name, _options(config))
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")
+        if plan.note:
+            yield Finding(False, f"device {device.name}: {plan.note}", is_fatal=False)

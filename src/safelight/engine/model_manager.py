@@ -124,6 +124,8 @@ class ModelManager:
         plan = self._plan = plan_memory(checkpoint, device, options)
         limit_memory(device, options.memory_limit_bytes)
         log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
+        if plan.note:
+            log.warning("%s: %s", checkpoint.card.id, plan.note)
         dtype = plan.number_format.dtype
         pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report, plan.hosted)
         return FluxModel(

@@ -43,7 +43,7 @@ def fitted(plan: MemoryPlan, step_bytes: float | None, device: str, limit_bytes:
     per_pixel = plan.working_bytes_per_pixel if step_bytes is None else step_bytes
     left_bytes = _left_bytes(plan, device, limit_bytes)
     max_pixels = 0 if left_bytes is None else max(int(left_bytes * _USED_SHARE / max(per_pixel, 1.0)), 1)
-    return Fit(plan.mode.value, str(plan.number_format), plan.device_bytes, max_pixels, per_pixel)
+    return Fit(plan.mode.value, str(plan.number_format), plan.device_bytes, max_pixels, per_pixel, plan.note)
 
 
 def _left_bytes(plan: MemoryPlan, device: str, limit_bytes: int) -> int | None:
@@ -53,7 +53,9 @@ def _left_bytes(plan: MemoryPlan, device: str, limit_bytes: int) -> int | None:
     import torch
 
     free_bytes = int(torch.cuda.mem_get_info(device)[0])
-    return min(free_bytes, limit_bytes - torch.cuda.memory_reserved(device)) if limit_bytes else free_bytes
+    if limit_bytes:
+        free_bytes = min(free_bytes, limit_bytes - torch.cuda.memory_reserved(device))
+    return free_bytes - plan.adapter_bytes
 
 
 def check_fits(params: GenerationParams, fit: Fit | None, device: str) -> None:
