@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
+
 from safelight.checkpoint import Checkpoint
 from safelight.engine import pipelines
 from safelight.engine.batch import Batch, OnWarm
@@ -33,7 +35,8 @@ from safelight.errors import JobCancelled, Unavailable
 from safelight.hub.manifest import has_manifest
 from safelight.hub.verification import verify
 from safelight.lora.directory import AdapterDirectories
-from safelight.params import GenerationParams
+from safelight.model_card import Task
+from safelight.params import GenerationParams, SourceImage
 from safelight.protocol import Fit
 
 log = logging.getLogger(__name__)
@@ -154,11 +157,21 @@ class ModelManager:
 
     def _warmup_sync(self, params: GenerationParams, cancelled: threading.Event) -> None:
         reach("engine.warmup")
-        job = DrawingJob(params)
+        params, source = self._as_usual(params)
+        job = DrawingJob(params, source=source)
         job.cancelled = cancelled
         self._loaded_batch.join(job)
         self._generate_image_sync(job)
         job.outcome.result()
+
+    def _as_usual(self, params: GenerationParams) -> tuple[GenerationParams, Source | None]:
+        """What people will ask like this: of a model that edits, with a picture to look at."""
+        card = self._loaded_checkpoint.card
+        if Task.EDITING not in card.tasks:
+            return params, None
+        size = card.reference_size(params.width, params.height)
+        edit = msgspec.structs.replace(params, source=SourceImage("", reference_size=size))
+        return edit, Source.to_look_at(*size)
 
     def _measure_sync(self, cancelled: threading.Event) -> None:
         card = self._loaded_checkpoint.card
