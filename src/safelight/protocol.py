@@ -111,12 +111,20 @@ class Fit(msgspec.Struct, frozen=True):
         """For a step of so many pixels."""
         return not self.max_pixels or pixels <= self.max_pixels
 
+    @property
+    def room(self) -> str:
+        """In words."""
+        if not self.max_pixels:
+            return "as much as there is"
+        size = self.max_pixels * self.working_bytes_per_pixel
+        return f"{self.max_pixels / 1e6:.2f} megapixels, {size / 1e9:.2f} GB"
+
     def refusal(self, pixels: int, device: str) -> str:
         """The sentence for a picture of so many pixels that is too large."""
-        need, room = (count * self.working_bytes_per_pixel / 1e9 for count in (pixels, self.max_pixels))
         return (
-            f"a step of this picture has {pixels / 1e6:.2f} megapixels and takes about {need:.2f} GB; beside the model "
-            f"{device} has room for {self.max_pixels / 1e6:.2f} megapixels, {room:.2f} GB: ask for a smaller size"
+            f"a step of this picture has {pixels / 1e6:.2f} megapixels and takes about "
+            f"{pixels * self.working_bytes_per_pixel / 1e9:.2f} GB; beside the model {device} has room for {self.room}: "
+            "ask for a smaller size"
         )
 
 

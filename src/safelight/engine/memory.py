@@ -25,7 +25,7 @@ def memory_of(device: str, limit_bytes: int = 0) -> Memory:
     uses.
     """
     if not device.startswith("cuda"):
-        return Memory(psutil.Process().memory_info().rss, limit_bytes or psutil.virtual_memory().total)
+        return Memory(psutil.Process().memory_info().rss, psutil.virtual_memory().total)
     import torch
 
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
