@@ -123,8 +123,8 @@ class Fit(msgspec.Struct, frozen=True):
         """The sentence for a picture of so many pixels that is too large."""
         return (
             f"a step of this picture has {pixels / 1e6:.2f} megapixels and takes about "
-            f"{pixels * self.working_bytes_per_pixel / 1e9:.2f} GB; beside the model {device} has room for {self.room}: "
-            "ask for a smaller size"
+            f"{pixels * self.working_bytes_per_pixel / 1e9:.2f} GB; beside the model {device} has room for "
+            f"{self.room}: ask for a smaller size"
         )
 
 
