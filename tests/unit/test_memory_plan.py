@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.random_checkpoint import FLUX_DEV
 from safelight.checkpoint import Checkpoint, Component
 from safelight.engine import memory_plan, options
-from safelight.engine.memory_plan import MemoryMode, plan_memory
+from safelight.engine.memory_plan import MemoryMode, plan_memory, plan_patiently
 from safelight.engine.options import EngineOptions, NumberFormat
 from safelight.engine.weight_counts import WeightCounts
 from safelight.errors import DeviceUnavailable, NotEnoughMemory
@@ -205,3 +205,18 @@ def test_a_limit_makes_a_card_small(flux: Checkpoint, free: Any) -> None:
     assert (plan.mode, plan.note) == (MemoryMode.LOW, "")
     with pytest.raises(NotEnoughMemory, match="raise memory_limit_mb"):
         plan_memory(flux, "cuda:0", EngineOptions(memory_limit_mb=1_000))
+
+
+def test_a_process_that_ends_is_waited_for(flux: Checkpoint, free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(80)
+    said = iter([2, 30, 80, 0])  # gigabytes that are free, each time that somebody looks
+    monkeypatch.setattr(memory_plan, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(memory_plan, "_free_and_all_bytes", lambda _: (next(said) * 1e9, 80e9))
+    assert plan_patiently(flux, "cuda:0", EngineOptions()).mode is MemoryMode.FULL
+    assert next(said) == 0
+    monkeypatch.setattr(memory_plan, "_PATIENCE_S", 0.0)
+    free(30, all_gb=80)
+    assert plan_patiently(flux, "cuda:0", EngineOptions()).note
+    free(2, all_gb=80)
+    with pytest.raises(NotEnoughMemory):
+        plan_patiently(flux, "cuda:0", EngineOptions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,6 +26,8 @@ _FUSED = 3
 
 _OWN_SHARE = 0.98
 """Of a device's memory: what it has when nobody else uses it."""
+
+_PATIENCE_S, _LOOK_AGAIN_S = 2.0, 0.2
 
 _SLOTS = 2
 """Of a ``WeightStream``: one group is used while the next is fetched."""
@@ -87,6 +90,21 @@ def plan_memory(checkpoint: Checkpoint, device: str, options: EngineOptions) -> 
         f"{checkpoint.card.id} needs about {wanted} on {device}, and {free_bytes / 1e9:.1f} GB{hosted} are free: "
         f"{_remedy(device, options)}"
     )
+
+
+def plan_patiently(checkpoint: Checkpoint, device: str, options: EngineOptions) -> MemoryPlan:
+    """As ``plan_memory``; where memory lacks, it looks again for a while: a process that ends lets go of it late."""
+    end_s = time.monotonic() + (_PATIENCE_S if device.startswith("cuda") else 0.0)
+    while True:
+        is_last = time.monotonic() >= end_s
+        try:
+            plan = plan_memory(checkpoint, device, options)
+            if is_last or not plan.note:
+                return plan
+        except NotEnoughMemory:
+            if is_last:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _note(plan: MemoryPlan, best: MemoryPlan, free_bytes: float, total_bytes: float) -> str:

@@ -24,7 +24,7 @@ from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
 from safelight.engine.memory import OnMemory, limit_memory, memory_of
-from safelight.engine.memory_plan import MemoryPlan, plan_memory
+from safelight.engine.memory_plan import MemoryPlan, plan_patiently
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
@@ -124,7 +124,7 @@ class ModelManager:
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
             from safelight.engine.flux.residency import residency_for
-        plan = self._plan = plan_memory(checkpoint, device, options)
+        plan = self._plan = plan_patiently(checkpoint, device, options)
         limit_memory(device, options.memory_limit_bytes)
         log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
         if plan.note:
