@@ -34,7 +34,7 @@ _OUTPUT = ROOT / "benchmarks" / "results" / "models.json"
 _CASES = {
     "adapters": ("adapters",),
     "switch": ("switch:always", "switch:never"),
-    "memory": ("memory:full", "memory:auto@24000", "memory:offload@24000", "memory:auto@12000"),
+    "memory": ("memory:full", "memory:auto@24000", "memory:offload@24000", "memory:auto@15500"),
     "formats": ("formats",),
 }
 """By part; ``memory:MODE@MEGABYTES`` is a mode in a process that may use so much of the card."""

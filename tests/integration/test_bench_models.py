@@ -29,7 +29,7 @@ def test_random_transformer_files_are_read_as_such(kind: str, tmp_path: Path) ->
 @pytest.mark.slow
 def test_every_part_runs_at_small_sizes(tmp_path: Path) -> None:
     output = tmp_path / "models.json"
-    assert bench_models.main(["--quick", "--output", str(output)]) == 0
+    assert bench_models.main(["--quick", "--timeout", "400", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     assert all(figures[-1]["exit_code"] == 0 for name, figures in found.items() if name.partition(":")[0] in _PARTS)
     assert found["adapters"][-2]["plain_pictures_equal_to_the_bit"]
