@@ -114,10 +114,8 @@ class Fit(msgspec.Struct, frozen=True):
     @property
     def room(self) -> str:
         """In words."""
-        if not self.max_pixels:
-            return "as much as there is"
-        size = self.max_pixels * self.working_bytes_per_pixel
-        return f"{self.max_pixels / 1e6:.2f} megapixels, {size / 1e9:.2f} GB"
+        size_bytes = self.max_pixels * self.working_bytes_per_pixel
+        return f"{self.max_pixels / 1e6:.2f} megapixels, {size_bytes / 1e9:.2f} GB"
 
     def refusal(self, pixels: int, device: str) -> str:
         """The sentence for a picture of so many pixels that is too large."""

@@ -139,6 +139,14 @@ class IsSmall(Behaviour):
         self.succeed(generate, generate.attempt, "second" if self.is_second else "first")
 
 
+class IsSlowAtFirst(Behaviour):
+    """The first process came in a slower mode than it could."""
+
+    async def load(self, load: Load) -> None:
+        note = "it is in mode low" if self.is_first() else ""
+        self.channel.send(Ready(PHASE_SECONDS, 0, Fit("low" if note else "full", "bfloat16", 10**9, note=note)))
+
+
 class HasSlowSteps(Behaviour):
     step_s = 0.05
 

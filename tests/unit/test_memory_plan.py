@@ -195,7 +195,7 @@ def test_a_slower_mode_than_the_card_has_says_so(flux: Checkpoint, free: Any) ->
     free(30, all_gb=85)
     assert not plan_memory(flux, "cuda:0", EngineOptions(memory="low")).note, "as it was asked for"
     note = plan_memory(flux, "cuda:0", EngineOptions()).note
-    for part in ("in mode low and bfloat16", "30.0 of 85.0 GB were free", "in mode full and bfloat16", "unload"):
+    for part in ("in mode low and bfloat16", "30.0 of 85.0 GB were free", "in mode full and bfloat16", "load it again"):
         assert part in note
 
 

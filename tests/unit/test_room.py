@@ -13,8 +13,19 @@ from safelight.engine.options import NumberFormat
 from safelight.engine.stub import StubModel
 from safelight.engine.working_memory import check_fits, fitted
 from safelight.errors import InvalidSize, OutOfMemory
+from safelight.jobs import JobStatus
 from safelight.protocol import Fit
-from tests.unit.running_front import ended, params, pictures, running_front, serving, submit, until, until_ready
+from tests.unit.running_front import (
+    ended,
+    params,
+    pictures,
+    running_front,
+    serving,
+    serving_instance,
+    submit,
+    until,
+    until_ready,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +98,27 @@ def test_on_a_cpu_a_limit_makes_room_for_so_many_pixels() -> None:
     assert fitted(plan, None, "cpu", 400_000_000) == Fit("full", "float32", 100_000_000, 90_000, 3000)
     assert fitted(plan, 1500.0, "cpu", 400_000_000).max_pixels == 180_000
     assert fitted(plan, None, "cpu", 50_000_000).max_pixels == 1, "0 would mean that nobody knows"
+
+
+async def test_a_model_in_a_slower_mode_than_it_could_be_is_loaded_again_when_asked(
+    tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    async with (
+        running_front(tmp_path, "is_slow_at_first", model=str(checkpoint_dir)) as front,
+        serving(front) as client,
+    ):
+        await until_ready(front)
+        first = serving_instance(front)
+        path = f"/v1/models/{front.models.default.id}/load"
+        assert (await client.get("/v1/status")).json()["workers"][0]["fit"]["note"] == "it is in mode low"
+        assert (await client.post(path)).status_code == 202
+        done = await ended(front, await submit(front))  # whichever of the two makes it
+        assert done.status is JobStatus.SUCCEEDED
+        (worker,) = front.workers
+        await until(front.changes, lambda: worker.is_serving and worker.current is not first)
+        second = serving_instance(front)
+        assert second.load.fit is not None and second.load.fit.mode == "full"
+        assert (await client.post(path)).status_code == 202
+        await ended(front, await submit(front))
+        assert serving_instance(front) is second, "there is nothing to gain any more"
+        assert worker.loader.restarts == 0

@@ -112,7 +112,7 @@ def _note(plan: MemoryPlan, best: MemoryPlan, free_bytes: float, total_bytes: fl
         return ""
     return (
         f"it takes about {plan}, since {free_bytes / 1e9:.1f} of {total_bytes / 1e9:.1f} GB were free when it was "
-        f"loaded: {best} is faster; unload the model when nothing else uses the device, and the next job has it so"
+        f"loaded: {best} is faster; load it again when nothing else uses the device"
     )
 
 

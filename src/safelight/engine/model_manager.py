@@ -183,7 +183,8 @@ class ModelManager:
             batch.model.free_memory()
             self.fit = fitted(self._plan, self._step_bytes, self._device, self._limit_bytes)
             batch.max_pixels = self.fit.max_pixels
-            log.info("room for a step: %s", self.fit.room)
+            if self.fit.max_pixels:
+                log.info("room for a step: %s", self.fit.room)
 
     def _warmup_params(self, width: int, height: int) -> GenerationParams:
         card = self._loaded_checkpoint.card

@@ -141,13 +141,16 @@ class Placement:
     # --- operators --------------------------------------------------------------------------------------------------
 
     def load(self, model: ServedModel) -> None:
-        """Tries again where a load has failed, else has a device load it, unless one does or has. Raises ``LoadError``
-        if all devices keep models that are pinned.
+        """Tries again where a load has failed, or the model came in a slower mode than it could; else has a device load
+        it, unless one does or has. Raises ``LoadError`` if all devices keep models that are pinned.
         """
         for worker in self._workers:
             if worker.loader.errors.pop(model.name, None) is not None and worker.wanted is None:
                 worker.want(model)
-        if self.holders(model):
+        if holders := self.holders(model):
+            for worker in holders:
+                if worker.is_serving and worker.load.fit and worker.load.fit.note:
+                    worker.reload()
             return
         free = [worker for worker in self._workers if not self._is_held(worker)]
         if not free:

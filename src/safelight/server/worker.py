@@ -53,6 +53,7 @@ class Worker:
         self._asked = asyncio.Event()
         self._is_stopping = False
         self._is_pausing = False
+        self._is_to_reload = False
 
     # --- what others ask --------------------------------------------------------------------------------------------
 
@@ -66,6 +67,11 @@ class Worker:
             coming.call_off()
         self._asked.set()
         self._changes.announce()
+
+    def reload(self) -> None:
+        """Has the device load its model anew, once its jobs are done."""
+        self._is_to_reload = True
+        self._asked.set()
 
     async def stop(self) -> None:
         """Ends all processes: politely those that are idle, at once those that load or have a job."""
@@ -88,7 +94,8 @@ class Worker:
                 await self._asked.wait()
             elif self.current is None:
                 await self._load()
-            elif self.wanted is None:
+            elif self.wanted is None or self._is_to_reload:
+                self._is_to_reload = False
                 await self._unload(self.current)
             elif self.wanted is not self.current.model:
                 await self._switch(self.current, self.wanted)
