@@ -145,7 +145,9 @@ class ModelManager:
         measures how many rows gain by sharing a step.
         """
         start = time.monotonic()
-        largest = max(sizes, key=math.prod)
+        card = self._loaded_checkpoint.card
+        # The text weighs more with a small picture: what a pixel takes would be too much for larger ones.
+        largest = max([*sizes, (card.default_width, card.default_height)], key=math.prod)
         await self._on_gpu_thread(self._measure_step_sync, self._warmup_params(*largest))
         for width, height in sizes:
             await self._on_gpu_thread(self._warmup_sync, self._warmup_params(width, height))
