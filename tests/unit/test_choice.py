@@ -40,9 +40,16 @@ def large(name: str = "large") -> Job:
     return job(name, width=128)
 
 
+def serving(devices: Sequence[Device]) -> Any:
+    """As much of ``Serving`` as is asked."""
+    return SimpleNamespace(
+        of=lambda model: devices, admitting=lambda one: (each for each in devices if each.admits(one))
+    )
+
+
 def chosen(devices: Sequence[Device], *line: Job, paces: DevicePaces | None = None) -> tuple[str, int] | None:
     """The job's name and the device's number."""
-    found = Choice(paces or DevicePaces()).next(line, devices)  # type: ignore[arg-type]
+    found = Choice(paces or DevicePaces()).next(line, serving(devices))
     return None if found is None else (found[0].id, found[1].worker_id)
 
 
@@ -157,7 +164,7 @@ def drawn_at(paces: Sequence[float], count: int, known: DevicePaces) -> list[tup
     work = line[0].params.work
     ended, running, now_s = [], [], 0.0
     while line or running:
-        while (found := Choice(known).next(line, devices)) is not None:  # type: ignore[arg-type]
+        while (found := Choice(known).next(line, serving(devices))) is not None:
             one, device = found
             line.remove(one)
             devices[device.worker_id].jobs.append(one)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from safelight.jobs import Job
 from safelight.server.device_paces import CLEARLY, DevicePaces
 from safelight.server.model_instance import ModelInstance
+from safelight.server.serving import Serving
 
 _LOOK_AHEAD = 32
 """Jobs in line that are looked at while those before them wait for a better device."""
@@ -27,20 +28,23 @@ class Choice:
     def __init__(self, paces: DevicePaces) -> None:
         self._paces = paces
 
-    def next(self, line: Iterable[Job], instances: Sequence[ModelInstance]) -> tuple[Job, ModelInstance] | None:
-        """The first job in line that is to begin now, and where. All ``instances`` have its model and take jobs."""
+    def next(self, line: Iterable[Job], serving: Serving) -> tuple[Job, ModelInstance] | None:
+        """Of the jobs for one model that wait in ``line``, the first that is to begin now, and where."""
         promised_s: _Promises = {}
         for job in itertools.islice(line, _LOOK_AHEAD):
-            fit = [each for each in instances if each.worker_id not in job.lost_on] or instances
-            free = [each for each in fit if each not in promised_s and each.admits(job)]
+            avoided = _avoided(job, serving)
+            free = [each for each in serving.admitting(job) if each not in promised_s and each not in avoided]
             if free:
                 here = min(free, key=lambda each: self._reluctance(job, each))
-                better = self._better(job, here, [each for each in fit if each not in free], promised_s)
-                if better is None:
+                if not self._are_uneven(job):
+                    return job, here
+                busy = set(serving.of(job.request.model)).difference(free, avoided)
+                if (better := self._better(job, here, busy, promised_s)) is None:
                     return job, here
                 promised_s[better] = promised_s.get(better, 0.0) + self._pace(job, better) * job.params.work
-            elif len(fit) < len(instances):
-                promised_s |= dict.fromkeys(fit, math.inf)  # nobody joins those, or they would never be free for it
+            elif avoided:  # nobody joins the others, or they would never be free for it
+                others = set(serving.of(job.request.model)).difference(avoided)
+                promised_s |= dict.fromkeys(others, math.inf)
             else:
                 return None
         return None
@@ -55,11 +59,9 @@ class Choice:
         return is_suspect, seconds * (CLEARLY if mates else 1.0), is_cold, len(instance.jobs)
 
     def _better(
-        self, job: Job, here: ModelInstance, busy: Sequence[ModelInstance], promised_s: _Promises
+        self, job: Job, here: ModelInstance, busy: Collection[ModelInstance], promised_s: _Promises
     ) -> ModelInstance | None:
-        """The device that would finish it sooner than this one does, though it has to finish others first."""
-        if not self._paces.are_uneven(job.request.model, job.params.shape):
-            return None
+        """The busy device that would finish it sooner than ``here`` does, though it has to finish others first."""
 
         def seconds(each: ModelInstance) -> float:
             work = sum(mate.work_left for mate in each.jobs_on_device) + job.params.work
@@ -71,7 +73,18 @@ class Choice:
 
     def _pace(self, job: Job, instance: ModelInstance) -> float:
         """Seconds per unit of work; where devices are alike, what was measured does not tell them apart."""
-        model, shape = job.request.model, job.params.shape
-        if not self._paces.are_uneven(model, shape):
+        if not self._are_uneven(job):
             return 1.0
-        return self._paces.pace(model, instance.device.name, shape) or 1.0
+        return self._paces.pace(job.request.model, instance.device.name, job.params.shape) or 1.0
+
+    def _are_uneven(self, job: Job) -> bool:
+        return self._paces.are_uneven(job.request.model, job.params.shape)
+
+
+def _avoided(job: Job, serving: Serving) -> set[ModelInstance]:
+    """Those on whose devices it has lost a worker, if there are others."""
+    if not job.lost_on:
+        return set()
+    instances = serving.of(job.request.model)
+    lost = {each for each in instances if each.worker_id in job.lost_on}
+    return lost if len(lost) < len(instances) else set()

@@ -26,6 +26,7 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
+from safelight.server.serving import Serving
 from safelight.server.worker import Worker
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -52,6 +53,7 @@ class Dispatcher:
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.paces = Paces()
+        self._serving = Serving(workers, changes)
         self._device_paces = DevicePaces()
         self._choice = Choice(self._device_paces)
         self.placement = Placement(models, workers, ledger.queue, changes, self.paces, model_wait_s)
@@ -143,7 +145,7 @@ class Dispatcher:
         if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
             return None
         for model in self._queue.models:
-            if (found := self._choice.next(self._line(model), self._serving(model))) is not None:
+            if (found := self._choice.next(self._line(model), self._serving)) is not None:
                 return found
         return None
 
@@ -152,10 +154,6 @@ class Dispatcher:
         if (head := self._queue.head(model)) is not None:
             yield head
             yield from self._queue.of(model)[1:]
-
-    def _serving(self, model: str) -> list[ModelInstance]:
-        instances = (instance for worker in self._workers for instance in worker.instances)
-        return [each for each in instances if each.model.name == model and each.is_serving]
 
     def _take(self, job: Job) -> None:
         """Out of the line, from which its owner has had a turn if it was the head."""
