@@ -162,7 +162,8 @@ def drawn_at(paces: Sequence[float], count: int, known: DevicePaces) -> list[tup
     devices = [Device(index, places=1) for index in range(len(paces))]
     line = [Job(str(number), asked(num_inference_steps=1)) for number in range(count)]
     work = line[0].params.work
-    ended, running, now_s = [], [], 0.0
+    running: list[tuple[float, int]] = []
+    ended, now_s = [], 0.0
     while line or running:
         while (found := Choice(known).next(line, serving(devices))) is not None:
             one, device = found

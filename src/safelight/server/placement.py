@@ -178,6 +178,10 @@ class Placement:
         model.is_pinned = is_pinned
         self._changes.announce()
 
+    def may_give_up(self, worker: Worker, model: ServedModel | None) -> bool:
+        """Whether the device may go to that model: it does not keep a pinned one. ``None``: the one that it has."""
+        return model in (None, worker.model) or not self._is_held(worker)
+
     def failure(self, model: ServedModel) -> SafelightError | None:
         """Why no device will ever have the model by itself, or ``None`` while one still may."""
         errors = [worker.loader.errors.get(model.name) for worker in self._workers]
