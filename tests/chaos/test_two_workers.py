@@ -124,7 +124,7 @@ def test_a_slow_device_gets_what_it_finishes_sooner_than_the_fast_one(start: Sta
     assert_all_drawn(server, begun)
 
 
-@pytest.mark.parametrize("overlap", ["never", "auto"])
+@pytest.mark.parametrize("overlap", ["never", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_rolling_restart_under_load_refuses_nothing_loses_nothing_and_never_stops_serving(
     overlap: str, start: Start
 ) -> None:

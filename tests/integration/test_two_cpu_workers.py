@@ -45,6 +45,7 @@ def test_two_pictures_are_drawn_at_once_and_are_the_same_on_both(two: ServerProc
     assert first == second
 
 
+@pytest.mark.slow
 def test_workers_are_replaced_in_turn_while_pictures_are_drawn(two: ServerProcess) -> None:
     before = set(two.worker_pids())
     names = [_submit(two, steps=20) for _ in range(3)]
@@ -61,9 +62,8 @@ def test_workers_are_replaced_in_turn_while_pictures_are_drawn(two: ServerProces
     assert len({_picture(two, name) for name in [*names, _submit(two, steps=20)]}) == 1
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_torch_takes_the_share_of_the_cores_that_it_is_given(workers: int) -> None:
-    environment = os.environ | dict(resolve_devices("cpu", workers=workers)[0].environment)
+def test_torch_takes_the_share_of_the_cores_that_it_is_given() -> None:
+    environment = os.environ | dict(resolve_devices("cpu", workers=2)[0].environment)
     code = "import torch; print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == max(len(os.sched_getaffinity(0)) // workers, 1)
+    assert int(done.stdout) == max(len(os.sched_getaffinity(0)) // 2, 1)

@@ -210,7 +210,7 @@ async def test_a_worker_that_keeps_a_pinned_model_goes_to_no_other(tmp_path: Pat
 
 
 async def test_restarts_need_an_admin_key(tmp_path: Path, checkpoint_dir: Path) -> None:
-    settings = {"api_keys": keys("a=alice-secret"), "admin_keys": keys("ops=admin-secret")}
+    settings: dict[str, Any] = {"api_keys": keys("a=alice-secret"), "admin_keys": keys("ops=admin-secret")}
     async with running_front(tmp_path, model=str(checkpoint_dir), **settings) as front, serving(front) as client:
         for path in ("/v1/workers/restart", "/v1/workers/0/restart"):
             for key, status in (("alice-secret", 403), ("admin-secret", 202)):
