@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Start, Visit
@@ -27,6 +28,7 @@ def test_workers_are_restarted_from_the_status_view(start: Start, visit: Visit) 
         assert visitor.serious_findings() == []
 
 
+@pytest.mark.slow
 def test_what_only_operators_may_do_is_refused_with_a_sentence(start: Start, visit: Visit) -> None:
     server = start("--admin-keys", "ops=admin-secret", "--api-keys", "me=secret-of-mine", is_ready=False)
     with visit(server) as visitor:

@@ -159,6 +159,7 @@ model = "safelight/stub"
 """
 
 
+@pytest.mark.slow
 def test_all_workers_go_over_to_another_model_while_some_serve_all_the_time(start: Start, tmp_path: Path) -> None:
     (tmp_path / "safelight.toml").write_text(MODELS)
     config = ("--config", str(tmp_path / "safelight.toml"))
