@@ -87,12 +87,15 @@ async def test_the_last_one_that_serves_waits_for_another_one(tmp_path: Path) ->
     async with fleet(tmp_path) as two, least_serving(two.front) as counts:
         two.tell("a.load")
         first, second = two.front.workers
-        two.front.rollout.order([second])
+        assert second.current is not None and second.current._process is not None
+        second.current._process.kill()
         await two.until(lambda: second.state is WorkerState.LOADING)
         two.front.rollout.order([first])
         for _ in range(20):
             await asyncio.sleep(0.005)
             assert first.is_serving
+        assert (rollout(two.front)["worker"], rollout(two.front)["waiting"]) == (None, [0])
+        two.front.rollout.order([second])  # which can be spared, and comes first
         two.untell("a.load")
         await two.until(lambda: rollout(two.front)["state"] == "done")
         assert rollout(two.front)["done"] == [1, 0]
