@@ -17,6 +17,7 @@ from safelight.errors import SafelightError
 from safelight.hub.verification import verify
 from safelight.server.devices import resolve_devices
 from safelight.server.listener import bind
+from safelight.server.switch import free_host_bytes, process_bytes
 
 _MIN_FREE_BYTES = 1_000_000_000
 
@@ -96,3 +97,10 @@ def _model(config: Config) -> Iterator[Finding]:
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")
         if plan.note:
             yield Finding(False, f"device {device.name}: {plan.note}", is_fatal=False)
+    devices = resolve_devices(config.device, workers=config.workers)
+    if devices[0].torch_name == "cpu" and len(devices) > 1:
+        need_bytes = len(devices) * process_bytes(plan.device_bytes, "cpu")
+        sentence = f"{len(devices)} workers need about {need_bytes / 1e9:.1f} GB"
+        yield Finding(
+            need_bytes <= free_host_bytes(), f"{sentence}, {free_host_bytes() / 1e9:.1f} GB are free", is_fatal=False
+        )

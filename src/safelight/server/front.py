@@ -15,8 +15,8 @@ from safelight.jobs import Job, JobStatus
 from safelight.logs import about
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
-from safelight.server.devices import Device, resolve_devices
 from safelight.server.dispatcher import Dispatcher
+from safelight.server.fleet import make_workers, refuse_what_does_not_fit
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
@@ -26,11 +26,13 @@ from safelight.server.model_status import model_status, models_loaded
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
+from safelight.server.rollout import Rollout
 from safelight.server.secret_file import read_or_make_key
 from safelight.server.served_model import ServedModel
 from safelight.server.status import (
     ServerStatus,
     device_memory,
+    labels_of,
     load_seconds,
     overall_status,
     worker_states,
@@ -38,7 +40,6 @@ from safelight.server.status import (
 )
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
-from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -64,10 +65,7 @@ class Front:
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
         self.loras = LoraShelves(config.adapters_dir)
-        self.workers = [
-            Worker(index, device, config, model, self.changes, self.metrics, worker_command)
-            for index, (device, model) in enumerate(_first_models(resolve_devices(config.device), self.models))
-        ]
+        self.workers = make_workers(config, self.models, self.changes, self.metrics, worker_command)
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
         self.dispatcher = Dispatcher(
@@ -75,6 +73,7 @@ class Front:
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast
+        self.rollout = Rollout(self.workers, self.changes, self.metrics)
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
@@ -93,6 +92,8 @@ class Front:
     async def start(self) -> None:
         """Begins to load. What is wrong with a model's files becomes a status, not an exception."""
         await self.models.refresh()
+        if self.config.workers > 1:
+            refuse_what_does_not_fit(self.workers)
         for worker in self.workers:
             with about(worker_id=worker.id):
                 self._start(worker.keep, f"keep worker {worker.id}")
@@ -108,6 +109,7 @@ class Front:
         self._start(self.webhooks.run, "tell webhooks")
         self._start(self.dispatcher.serve, "hand out jobs")
         self._start(self.placement.run, "place models")
+        self._start(self.rollout.run, "renew workers")
         limit_bytes = self.config.result_limit_mb * 1_000_000
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
@@ -122,6 +124,7 @@ class Front:
     def begin_drain(self) -> None:
         """From now on not ready, and no new work; ``drain`` does the rest."""
         self.is_draining = True
+        self.rollout.call_off()
         self.changes.announce()
 
     async def drain(self) -> None:
@@ -184,7 +187,8 @@ class Front:
             },
             "images_per_min": round(self.metrics.throughput.images_per_min, 2),
             "storage": {"error": self.store.trouble.message if self.store.trouble else None},
-            "workers": [worker_status(worker) for worker in self.workers],
+            "workers": [worker_status(worker, self.forecast.remaining_s(worker)) for worker in self.workers],
+            "rollout": self.rollout.as_json(),
         }
 
     def show(self, job: Job, base_url: str) -> dict[str, Any]:
@@ -205,6 +209,10 @@ class Front:
             "workers": len(self.workers),
             "workers_ready": sum(worker.is_serving for worker in self.workers),
             "worker_state": worker_states(self.workers),
+            "worker_jobs": {labels_of(worker): len(worker.jobs) for worker in self.workers},
+            "worker_remaining_seconds": {
+                labels_of(worker): self.forecast.remaining_s(worker) or 0.0 for worker in self.workers
+            },
             "load_seconds": load_seconds(self.workers),
             **device_memory(self.workers),
             "storage_ok": self.store.trouble is None,
@@ -223,12 +231,3 @@ async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], nam
         except Exception:
             log.exception("%s failed; it starts again", name)
             await asyncio.sleep(_DEFECT_PAUSE_S)
-
-
-def _first_models(devices: Sequence[Device], models: Catalogue) -> list[tuple[Device, ServedModel]]:
-    """Each pinned model gets a device, all others the default."""
-    pinned = [model for model in models if model.is_pinned]
-    if len(pinned) > len(devices):
-        log.warning("%d models are pinned, but there are %d devices: not all can be loaded", len(pinned), len(devices))
-    rest = [models.default] * len(devices)
-    return list(zip(devices, [*pinned, *rest], strict=False))
