@@ -61,17 +61,22 @@ class Front:
         self.store = store
         self.tracing = tracing
         self.changes = Changes()
+        """Of whatever people see: also of how far a job is."""
+        self.moves = Changes(self.changes)
+        """Of what may let a job begin or end: one came, a place is free."""
+        self.device_changes = Changes(self.moves)
+        """Of which device has which model, or is to have it."""
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
         self.loras = LoraShelves(config.adapters_dir)
         self.workers = [
-            Worker(index, device, config, model, self.changes, self.metrics, worker_command)
+            Worker(index, device, config, model, self.device_changes, self.metrics, worker_command)
             for index, (device, model) in enumerate(_first_models(resolve_devices(config.device), self.models))
         ]
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
-        self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
+        self.ledger = JobLedger(self.queue, store, self.moves, self.metrics)
         self.dispatcher = Dispatcher(
-            self.ledger, self.models, self.workers, self.changes, self.metrics, config.model_wait_s, tracing
+            self.ledger, self.models, self.workers, self.device_changes, self.metrics, config.model_wait_s, tracing
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast
