@@ -132,7 +132,7 @@ class ModelInstance:
         """Takes no more jobs, and ends when those that it has are done."""
         self._set_state(WorkerState.DRAINING)
         while self._jobs and not self._is_called_off:
-            await self._changes.wait()
+            await self._changes.wider.wait()
         await self.stop()
 
     def call_off(self) -> None:
