@@ -36,6 +36,7 @@ from safelight.server.status import (
     worker_states,
     worker_status,
 )
+from safelight.server.status_feed import StatusFeed
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
@@ -92,6 +93,7 @@ class Front:
             read_or_make_key(config.data_dir / "webhook-key"),
             may_be_private=config.private_webhooks,
         )
+        self.status_feed = StatusFeed(self.changes, self.status, lambda: self.is_stopped)
         self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
