@@ -39,7 +39,7 @@ class StatusFeed:
                 return
             while self._changes.count == seen and not await self._changes.wait(_PING_S):
                 yield PING
-            while self._seen == seen and self._due_in_s > 0:
+            while self._seen == seen and self._due_in_s > 0:  # noqa: ASYNC110 (time alone makes it due)
                 await asyncio.sleep(self._due_in_s)
 
     @property
