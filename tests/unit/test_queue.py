@@ -30,7 +30,7 @@ def _take_all(queue: JobQueue) -> list[str]:
 def _position(queue: JobQueue, waiting: Job) -> int:
     ahead = queue.ahead(waiting)
     assert ahead is not None
-    return ahead.count
+    return ahead.jobs
 
 
 def test_jobs_come_out_in_the_order_they_came_in() -> None:

@@ -93,11 +93,11 @@ class FairLine:
             return None
         line = self._lines[job.request.owner]
         own = line.ahead(job)
-        before = self._rounds.before(own.count)
-        in_its_round = self._rounds.before(own.count + 1) - before
-        others = round(before - own.count + min(self._rank(line), in_its_round - 1))
+        before = self._rounds.before(own.jobs)
+        in_its_round = self._rounds.before(own.jobs + 1) - before
+        others = round(before - own.jobs + min(self._rank(line), in_its_round - 1))
         of_others = len(self) - len(line)
-        return Ahead(own.count + others, own.work + others * (self.work - line.work) / max(of_others, 1))
+        return Ahead(own.jobs + others, own.work + others * (self.work - line.work) / max(of_others, 1))
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -41,9 +41,9 @@ class Forecast:
         ahead = self._queue.ahead(job)
         model = self._models.named(job.request.model)
         if ahead is None or model is None or self._placement.holders(model):
-            return None if ahead is None else ahead.count
+            return None if ahead is None else ahead.jobs
         worker = self._next_device()
-        return ahead.count + (self._queue.count(worker.model.name) if worker and worker.model else 0)
+        return ahead.jobs + (self._queue.count(worker.model.name) if worker and worker.model else 0)
 
     def eta_s(self, job: Job) -> float | None:
         """Seconds until the job will have ended; ``None`` before anything was measured that this can be told from."""

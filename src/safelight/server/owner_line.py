@@ -19,7 +19,7 @@ _SLACK = 64
 class Ahead:
     """What will be taken before a job."""
 
-    count: int
+    jobs: int
     work: float
 
 
@@ -113,6 +113,6 @@ class OwnerLine:
         priority = job.request.priority
         in_lane = self._lanes[priority].ahead(job)
         higher = [lane for other, lane in self._lanes.items() if other > priority]
-        count = in_lane.count + len(self._returned) + sum(map(len, higher))
+        count = in_lane.jobs + len(self._returned) + sum(map(len, higher))
         returned_work = sum(other.params.work for other in self._returned)
         return Ahead(count, in_lane.work + returned_work + sum(lane.work for lane in higher))
