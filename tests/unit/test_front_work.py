@@ -20,6 +20,7 @@ from safelight.server.attempt import Attempt
 from safelight.server.changes import Changes
 from safelight.server.front import Front
 from safelight.server.placement import Placement
+from safelight.server.prediction_stream import REPLICATE, prediction_stream
 from safelight.server.remembered import Remembered
 from safelight.server.results import PictureFiles
 from safelight.server.store import JobStore
@@ -142,6 +143,18 @@ async def test_a_new_job_is_shown_once(tmp_path: Path, checkpoint_dir: Path, mon
         answer = await client.post("/v1/predictions", json={"input": {"prompt": "a red circle"}})
         assert (answer.status_code, len(shown)) == (201, 1)
         assert answer.headers["location"] == answer.json()["urls"]["get"]
+
+
+async def test_a_step_is_told_to_all_who_follow_the_job_in_the_same_bytes(tmp_path: Path) -> None:
+    front, followed, seen = make_front(tmp_path), job(num_inference_steps=7), list[list[Any]]()
+    followed.attempt, followed.step = 1, 3
+    for _ in range(20):
+        stream = prediction_stream(front.dispatcher, followed, dict, REPLICATE)
+        events: Any = stream.body_iterator
+        seen.append([await anext(events) for _ in range(3)])
+        await events.aclose()
+    assert seen[0][2] == b"id: 1-3\nevent: logs\ndata:  42%|####      | 3/7\n\n"
+    assert all(one is other for told in seen for one, other in zip(told, seen[0], strict=True))
 
 
 # --- claims -------------------------------------------------------------------------------------------------------
