@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from safelight.jobs import Job
+from safelight.protocol import Fit
 from safelight.server.choice import Choice
 from safelight.server.device_paces import DevicePaces
 from tests.unit.running_front import asked
@@ -22,7 +23,7 @@ class Device:
     def __init__(self, worker_id: int = 0, *jobs: Job, places: int = 2) -> None:
         self.worker_id = worker_id
         self.device = SimpleNamespace(name=f"cuda:{worker_id}")
-        self.load = SimpleNamespace(warm={(64, 64): {1}})
+        self.load = SimpleNamespace(warm={(64, 64): {1}}, fit=None)
         self.follows_a_death = self.has_succeeded = False
         self.jobs = self.jobs_on_device = list(jobs)
         self.places = places
@@ -91,7 +92,7 @@ def test_of_a_thousand_devices_that_are_alike_few_are_looked_at() -> None:
 
     found = Choice(DevicePaces()).next([job()], SimpleNamespace(of=lambda model: [], admitting=admitting))  # type: ignore[arg-type]
     assert found is not None
-    assert len(asked_for) <= 16
+    assert len(asked_for) <= 64
 
 
 def test_a_job_that_finds_no_room_waits_and_is_not_overtaken() -> None:
@@ -108,6 +109,14 @@ def test_a_process_that_came_after_one_that_died_is_the_last_choice() -> None:
     assert chosen(devices, large()) == ("large", 0)
     devices[0].has_succeeded = True
     assert chosen(devices, job()) == ("job", 0)
+
+
+def test_a_device_without_the_memory_is_for_those_behind() -> None:
+    devices = [Device(0), Device(1, job())]
+    devices[0].load.fit = Fit("full", "bfloat16", 0, max_pixels=6400)
+    assert chosen(devices, large(), job()) == ("job", 0)
+    assert chosen(devices[:1], large()) == ("large", 0), "it has to say so"
+    assert chosen([devices[0], Device(1)], large()) == ("large", 1)
 
 
 # --- a job that lost its worker -----------------------------------------------------------------------------------
@@ -146,6 +155,11 @@ def test_a_job_waits_for_a_fast_device_that_would_finish_it_sooner_than_an_idle_
     paces = uneven(1.0, 3.0)
     assert chosen([Device(0, job(), places=1), Device(1)], job("second"), paces=paces) is None
     assert chosen([Device(0, job(), places=1), Device(1)], job("second"), paces=uneven(1.0, 1.2)) == ("second", 1)
+
+
+def test_of_many_unequal_devices_an_idle_one_is_never_waited_for() -> None:
+    paces = uneven(*[3.0] * 100, 1.0)
+    assert chosen([Device(number) for number in range(101)], job(), paces=paces) == ("job", 100)
 
 
 def test_it_does_not_wait_for_one_that_has_too_much_to_do() -> None:

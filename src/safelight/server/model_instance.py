@@ -134,7 +134,7 @@ class ModelInstance:
         """Takes no more jobs, and ends when those that it has are done."""
         self._set_state(WorkerState.DRAINING)
         while self._jobs and not self._is_called_off:
-            await self._changes.wait()
+            await self._changes.wider.wait()
         await self.stop()
 
     def call_off(self) -> None:
@@ -216,10 +216,10 @@ class ModelInstance:
                 self._said_ready.set()
             case Warm():
                 self.load.warmed(message)
-                self._changes.announce()
+                self._changes.widest.announce()
             case Memory():
                 self.load.memory = message
-                self._changes.announce()
+                self._changes.widest.announce()
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
@@ -249,7 +249,7 @@ class ModelInstance:
 
     def _became_ready(self, ready: Ready) -> None:
         """In one go with what ``start`` returns to, so that nobody sees one that is ready and belongs to nobody."""
-        self.load.finish(ready.phase_seconds, ready.batch_tokens)
+        self.load.finish(ready.phase_seconds, ready.batch_tokens, ready.fit)
         self._watchdog.warmed_up(ready.phase_seconds.get("warmup", 0.0))
         self._ready_since_s = self._idle_since_s = time.monotonic()
         self._set_state(WorkerState.READY)
@@ -286,6 +286,11 @@ class ModelInstance:
         """Those of ``jobs`` that are not drawn yet."""
         return self._jobs.on_device
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a job that it admits."""
+        return self._card is not None and self.is_serving and self._jobs.is_open(self._card, self.load.batch_tokens)
+
     def admits(self, job: Job) -> bool:
         """Whether the job, which is for its model, may begin here now, alone or beside others."""
         if self._card is None or not self.is_serving:
@@ -309,7 +314,7 @@ class ModelInstance:
         if self.state is WorkerState.BUSY and not self._jobs:
             self._set_state(WorkerState.READY)
         else:
-            self._changes.announce()
+            self._changes.wider.announce()
 
     async def run(self, job: Job, order: Generate, on_progress: OnProgress) -> JobOutcome:
         """Runs a job that has a place to its outcome.
@@ -331,6 +336,12 @@ class ModelInstance:
             self._process.send(Cancel(job.id))
 
     def _set_state(self, state: WorkerState) -> None:
-        if self.state is not WorkerState.RESTARTING:  # which is its last
+        before = self.state
+        if before is not WorkerState.RESTARTING:  # which is its last
             self.state = state
-        self._changes.announce()
+        if self.state is before:
+            self._changes.widest.announce()
+        elif {self.state, before} == SERVING:  # a matter of its jobs
+            self._changes.wider.announce()
+        else:
+            self._changes.announce()
