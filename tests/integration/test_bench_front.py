@@ -34,6 +34,19 @@ def test_a_real_run_and_its_simulation_are_compared() -> None:
     assert found["simulated"]["mean_s"] >= 4 * 0.02 <= found["real"]["mean_s"]
 
 
+def test_a_file_keeps_what_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "front.json"
+    for number in (1, 2):
+        measured = {name: lambda _args, number=number: iter([[{"number": number}]]) for name in bench_front.SCENARIOS}
+        monkeypatch.setattr(bench_front, "_SCENARIOS", measured)
+        names = "submits,history" if number == 1 else "history,workers"
+        assert bench_front.main(["--scenarios", names, "--add", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    numbers = {name: [figures["number"] for figures in found.get(name, [])] for name in bench_front.SCENARIOS}
+    assert numbers == {"submits": [1], "waiting": [], "history": [2], "workers": [2], "followers": []}
+    assert ["--scenarios submits,history" in command for command in found["earlier_commands"]] == [True]
+
+
 @pytest.mark.slow
 def test_every_scenario_runs_at_small_sizes(tmp_path: Path) -> None:
     output = tmp_path / "front.json"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from safelight.jobs import Job
 from safelight.params import GenerationParams
 from safelight.server.fair_line import FairLine
+from safelight.server.owner_line import OwnerLine
 from safelight.server.running_sums import RunningSums
 from tests.unit.running_front import job
 
@@ -104,6 +106,23 @@ def test_a_line_that_is_never_empty_does_not_grow() -> None:
             line.take()
     (lane,) = line._turns[0]._lanes.values()
     assert len(line) == 10 and len(lane._counts) < 200
+
+
+def test_who_asks_for_the_first_few_does_not_walk_along_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    line, walked = FairLine(), 0
+    for number in range(900):
+        line.put(job(str(number), owner=str(number % 300)))
+    walk = OwnerLine.__iter__
+
+    def counted(owner_line: OwnerLine) -> Iterator[Job]:
+        nonlocal walked
+        walked += 1
+        return walk(owner_line)
+
+    monkeypatch.setattr(OwnerLine, "__iter__", counted)
+    assert [waiting.id for waiting in itertools.islice(line, 5)] == ["0", "1", "2", "3", "4"]
+    assert walked == 5
+    assert [int(waiting.id) for waiting in line] == list(range(900))
 
 
 def _works_read(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> int:

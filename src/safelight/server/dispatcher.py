@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
@@ -149,15 +149,9 @@ class Dispatcher:
         if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
             return None
         for model in self._queue.models:
-            if (found := self._choice.next(self._line(model), self._serving)) is not None:
+            if (found := self._choice.next(self._queue.line(model), self._serving)) is not None:
                 return found
         return None
-
-    def _line(self, model: str) -> Iterator[Job]:
-        """The head alone is nearly always enough."""
-        if (head := self._queue.head(model)) is not None:
-            yield head
-            yield from self._queue.of(model)[1:]
 
     def _take(self, job: Job) -> None:
         """Out of the line, from which its owner has had a turn if it was the head."""

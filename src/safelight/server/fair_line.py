@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from safelight.jobs import Job
@@ -28,10 +28,15 @@ class FairLine:
         return len(self._arrivals)
 
     def __iter__(self) -> Iterator[Job]:
-        """In the order in which they will be taken."""
-        lines = [list(line) for line in self._turns]
-        for place in range(max(map(len, lines), default=0)):
-            yield from (line[place] for line in lines if place < len(line))
+        """In the order in which they will be taken; who asks for the first few pays for these only."""
+        lines: Iterable[Iterator[Job]] = map(iter, self._turns)
+        while lines:
+            longer = []
+            for line in lines:
+                if (job := next(line, None)) is not None:
+                    yield job
+                    longer.append(line)
+            lines = longer
 
     def __contains__(self, job: Job) -> bool:
         return job in self._arrivals

@@ -39,7 +39,11 @@ class JobQueue:
 
     def of(self, model: str) -> list[Job]:
         """The jobs for one model, in the order in which they will be taken."""
-        return list(self._lines.get(model, ()))
+        return list(self.line(model))
+
+    def line(self, model: str) -> Iterator[Job]:
+        """The same one by one, for as long as the queue stays as it is."""
+        return iter(self._lines.get(model, ()))
 
     def waiting_since_s(self, model: str) -> float | None:
         """When the oldest of the jobs for it was accepted (Unix time); ``None`` if none waits."""

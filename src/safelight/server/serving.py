@@ -46,7 +46,7 @@ class Serving:
         self._sort()
         free = self._open.get(_group(job), ())
         shared = self._open.get(_group(job, job.params), ())
-        found = [self._at[place] for place in chain(free, islice(shared, _LOOKED_AT))]
+        found = (self._at[place] for place in chain(free, islice(shared, _LOOKED_AT)))
         return (instance for instance in found if instance.admits(job))
 
     def holder(self, job: Job) -> ModelInstance | None:
