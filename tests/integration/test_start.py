@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import httpx2 as httpx
+import pytest
 
 from tests.server_process import ROOT, ServerProcess
 

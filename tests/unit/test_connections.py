@@ -21,7 +21,7 @@ from safelight.server.connections import ConnectionGuard, ConnectionLimits, rais
 from safelight.server.listener import bind
 from safelight.server.metrics import Metrics
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timed]
 
 TIMEOUT_S = 10.0
 LIMITS = ConnectionLimits(max_connections=1000, head_timeout_s=0.4, body_timeout_s=0.4, write_timeout_s=0.4)
@@ -176,7 +176,6 @@ async def _until(condition: Any) -> None:
 # --- deadlines ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     ("sent", "reason", "answer"),
     [
@@ -199,7 +198,6 @@ async def test_half_a_request_is_closed_at_its_deadline(sent: bytes, reason: str
         assert served.app.disconnected == (reason == "body")
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("head", [b"", b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 900\r\n\r\n"])
 async def test_trickling_does_not_extend_the_deadline(head: bytes) -> None:
     async with serving() as served:
@@ -257,7 +255,6 @@ async def test_a_body_that_we_do_not_read_is_not_late() -> None:
         await client[0].readuntil(b"ok")
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("piece", [b"G", b""])
 async def test_a_body_that_nobody_waits_for_any_more_has_its_deadline(piece: bytes) -> None:
     async with serving() as served:
@@ -296,7 +293,6 @@ async def test_a_second_request_on_a_kept_connection_has_a_deadline_of_its_own()
         assert b" 408 " in await _rest(client)
 
 
-@pytest.mark.timed
 async def test_two_hundred_half_open_connections_go_while_a_good_client_is_served() -> None:
     async with serving() as served:
         bad = [await served.connect(b"GET /" if number % 2 else b"") for number in range(200)]
@@ -404,7 +400,6 @@ async def test_a_client_that_half_closes_gets_its_whole_answer() -> None:
         client[1].close()
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize("how", ["close", "reset", "half-close and then close"])
 async def test_a_client_that_leaves_is_noticed_at_once(how: str) -> None:
     async with serving() as served:
@@ -424,7 +419,6 @@ async def test_a_client_that_leaves_is_noticed_at_once(how: str) -> None:
         await _until(lambda: served.guard.count == 0)
 
 
-@pytest.mark.timed
 @pytest.mark.parametrize(
     "sent", [b"", b"GET /now HT", b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf"]
 )
