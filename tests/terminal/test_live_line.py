@@ -45,6 +45,7 @@ def test_steps_move_in_place_and_the_log_stays_above_them(tmp_path: Path) -> Non
         assert [line for line in above if LOGGED.match(line)]
 
 
+@pytest.mark.timed
 def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
     with TerminalServer(tmp_path) as server:
         server.wait_for("ready · idle")
@@ -56,6 +57,7 @@ def test_nothing_is_written_while_nothing_changes(tmp_path: Path) -> None:
         assert server.written == before
 
 
+@pytest.mark.timed
 def test_fast_steps_are_drawn_four_times_a_second_at_most(tmp_path: Path) -> None:
     with TerminalServer(tmp_path, step_s=0.01) as server:
         server.wait_for("ready · idle")
@@ -124,6 +126,7 @@ def test_a_restarting_worker_shows(tmp_path: Path) -> None:
         server.wait_for("ready · idle")
 
 
+@pytest.mark.timed
 def test_a_stopped_terminal_stops_nothing_but_itself(tmp_path: Path) -> None:
     with TerminalServer(tmp_path, "--log-prompts", "true", step_s=0.001) as server:
         server.wait_for("ready · idle")

@@ -21,7 +21,7 @@ from safelight.server.connections import ConnectionGuard, ConnectionLimits, rais
 from safelight.server.listener import bind
 from safelight.server.metrics import Metrics
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.timed]
 
 TIMEOUT_S = 10.0
 LIMITS = ConnectionLimits(max_connections=1000, head_timeout_s=0.4, body_timeout_s=0.4, write_timeout_s=0.4)

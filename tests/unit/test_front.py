@@ -34,6 +34,7 @@ def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
 
 
+@pytest.mark.timed
 async def test_start_returns_before_anything_is_loaded(tmp_path: Path, checkpoint_dir: Path) -> None:
     start_s = time.monotonic()
     async with running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir)) as front:

@@ -19,6 +19,7 @@ def test_port_0_picks_a_free_one_that_accepts_connections_before_anyone_serves()
         assert sock.getblocking() is False
 
 
+@pytest.mark.timed
 def test_a_port_in_use_is_one_sentence_in_under_a_second() -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

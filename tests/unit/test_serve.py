@@ -66,6 +66,7 @@ class Served:
         return await asyncio.wait_for(self.task, TIMEOUT_S)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize(
     ("behaviour", "state"),
@@ -128,6 +129,7 @@ async def test_a_second_signal_does_not_wait_for_the_grace_period(
     assert not psutil.Process().children()
 
 
+@pytest.mark.timed
 async def test_an_open_status_stream_does_not_hold_up_the_end(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

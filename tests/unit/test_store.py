@@ -336,6 +336,7 @@ async def test_a_full_database_refuses_and_recovers(store: JobStore) -> None:
     assert store.trouble is None
 
 
+@pytest.mark.timed
 async def test_a_lock_held_for_a_moment_is_not_noticed_and_one_held_for_long_is(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
