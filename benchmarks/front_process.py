@@ -18,7 +18,7 @@ from unittest import mock
 from benchmarks import light_workers
 from benchmarks.live_server import split_options
 from safelight import cli
-from safelight.server import front, serve
+from safelight.server import fleet, front, serve
 from safelight.server.devices import Device
 
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(own)
     devices = [Device(f"cpu:{index}", "cpu", {"CUDA_VISIBLE_DEVICES": ""}) for index in range(args.workers)]
     with contextlib.ExitStack() as seams:
-        seams.enter_context(mock.patch.object(front, "resolve_devices", lambda _setting: devices))
+        seams.enter_context(mock.patch.object(fleet, "resolve_devices", lambda *_, **__: devices))
         if args.light:
             made = functools.partial(front.Front, worker_command=light_workers.command(args.light))
             seams.enter_context(mock.patch.object(serve, "Front", made))

@@ -24,8 +24,7 @@ def rate_line(figures: Figures) -> str:
 def burst_line(figures: Figures) -> str:
     """One burst, and the same pictures by the reference, if there is one."""
     line = (
-        f"{figures['count']} at once: {figures['seconds']:.2f} s, {figures['images_per_s']:.2f} images/s; "
-        f"{_outcomes(figures)}"
+        f"{_burst(figures)}: {figures['seconds']:.2f} s, {figures['images_per_s']:.2f} images/s; {_outcomes(figures)}"
     )
     if reference := figures["reference"]:
         line += (
@@ -37,7 +36,7 @@ def burst_line(figures: Figures) -> str:
 
 def comparison_line(figures: Figures) -> str:
     """Medians of the repeats of one burst."""
-    line = f"{figures['count']} at once, median of {figures['repeats']}: {figures['images_per_s']:.2f} images/s"
+    line = f"{_burst(figures)}, median of {figures['repeats']}: {figures['images_per_s']:.2f} images/s"
     if figures["ratio"] is None:
         return line
     return f"{line}, {figures['ratio']:.2f} times FluxPipeline one after another"
@@ -51,6 +50,10 @@ def overhead_line(figures: Figures) -> str:
         f"{figures['size']}, one at a time, {figures['images']} images: overhead {figures['overhead_ms']:.1f} ms "
         f"(HTTP alone {figures['http_ms']:.1f})\n  medians in ms: {parts}"
     )
+
+
+def _burst(figures: Figures) -> str:
+    return f"{figures['count']} at once of {figures['size']}"
 
 
 def _spread(seconds: Mapping[str, float] | None) -> str:

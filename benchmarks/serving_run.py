@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -43,8 +44,8 @@ class ServingRun:
         self._neighbours.share()
         for size in self._args.sizes if self._args.overhead else ():
             self._measure_overhead(size)
-        for count in self._args.burst:
-            self._measure_bursts(count)
+        for size, count in itertools.product(self._args.sizes, self._args.burst):
+            self._measure_bursts(size, count)
         for rate in self._args.rates:
             self._measure_rate(rate)
 
@@ -74,20 +75,21 @@ class ServingRun:
         figures = {"rate": rate} | measure_rate(self._server, plan, seconds, self._args.timeout)
         self._keep("rates", figures, serving_lines.rate_line(figures))
 
-    def _measure_bursts(self, count: int) -> None:
-        runs = [self._measure_burst(count) for _ in range(self._args.repeats)]
+    def _measure_bursts(self, size: str, count: int) -> None:
+        runs = [self._measure_burst(size, count) for _ in range(self._args.repeats)]
         served = statistics.median(run["images_per_s"] for run in runs)
-        figures: dict[str, Any] = {"count": count, "repeats": len(runs), "images_per_s": served, "ratio": None}
+        figures: dict[str, Any] = {"size": size, "count": count, "repeats": len(runs)}
+        figures |= {"images_per_s": served, "ratio": None}
         if self._reference:
             alone = statistics.median(run["reference"]["images_per_s"] for run in runs)
             figures |= {"reference_images_per_s": alone, "ratio": round(served / alone, 3)}
         self._record.append("comparisons", figures)
         print(serving_lines.comparison_line(figures), flush=True)
 
-    def _measure_burst(self, count: int) -> dict[str, Any]:
-        plan = self._traffic.at_once(count)
+    def _measure_burst(self, size: str, count: int) -> dict[str, Any]:
+        plan = self._traffic.at_once(count, [size])
         time.sleep(_PAUSE_S)
-        figures: dict[str, Any] = {"count": count} | measure_burst(self._server, plan, self._args.timeout)
+        figures: dict[str, Any] = {"size": size, "count": count} | measure_burst(self._server, plan, self._args.timeout)
         time.sleep(_PAUSE_S)
         figures["reference"] = self._draw_reference(plan)
         self._keep("bursts", figures, serving_lines.burst_line(figures))

@@ -54,7 +54,15 @@ class Config:
     host: str = _setting("127.0.0.1", "address to listen on", values.text)
     port: int = _setting(8000, "port to listen on; 0 picks a free one", values.whole_number(0, 65535))
     device: str = _setting(
-        "auto", "auto, cpu, cuda or cuda:0,1; auto takes every CUDA device, else the CPU", values.device
+        "auto",
+        "auto, cpu, cuda (or all) or cuda:0,1; auto takes every CUDA device, else the CPU",
+        values.device,
+    )
+    workers: int = _setting(
+        0,
+        "workers that share the CPU, each with a copy of the model and its share of the cores; 0: one, or one for each "
+        "CUDA device",
+        values.whole_number(0, 256),
     )
     dtype: str = _setting(
         "auto",

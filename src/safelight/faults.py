@@ -2,7 +2,8 @@
 
 A specification such as ``engine.step@3=kill;results.write=full`` names points, the hits that count, and actions:
 ``@3`` is the third hit, ``@3+`` every hit from the third on, none at all every hit. Hits are counted over all
-processes of one server and over its restarts, in files of one folder, so that "once" means once.
+processes of one server and over its restarts, in files of one folder, so that "once" means once. A point that begins
+with ``1:`` is one of worker 1 alone, with hits of its own.
 
 Actions done here: ``kill`` (SIGKILL to this process), ``stop`` (SIGSTOP), ``hang`` (sleeps an hour), ``sleep:SECONDS``,
 ``error`` (RuntimeError), ``full`` (OSError, no space left). Any other action is returned for the caller to do.
@@ -18,7 +19,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_RULE = re.compile(r"(?P<point>[a-z_]+\.[a-z_]+)(@(?P<hit>[0-9]{1,6})(?P<onward>\+)?)?=(?P<action>[a-z_]+(:[0-9.]+)?)")
+_RULE = re.compile(
+    r"((?P<worker>[0-9]{1,3}):)?(?P<point>[a-z_]+\.[a-z_]+)(@(?P<hit>[0-9]{1,6})(?P<onward>\+)?)?=(?P<action>[a-z_]+(:[0-9.]+)?)"
+)
 
 _rules: list[_Rule] = []
 _folder: Path | None = None
@@ -30,6 +33,7 @@ class _Rule:
     first_hit: int
     last_hit: float
     action: str
+    worker_id: int | None = None
 
 
 def parse(specification: str) -> list[_Rule]:
@@ -41,14 +45,17 @@ def parse(specification: str) -> list[_Rule]:
             raise ValueError(f"has {part!r}, which is not POINT[@HIT[+]]=ACTION")
         hit = int(found["hit"] or 1)
         once = found["hit"] and not found["onward"]
-        rules.append(_Rule(found["point"], hit, hit if once else float("inf"), found["action"]))
+        worker_id = int(found["worker"]) if found["worker"] else None
+        rules.append(_Rule(found["point"], hit, hit if once else float("inf"), found["action"], worker_id))
     return rules
 
 
-def arm(specification: str, folder: Path) -> None:
-    """Switches the points of ``specification`` on in this process; ``folder`` keeps the counts."""
+def arm(specification: str, folder: Path, worker_id: int | None = None) -> None:
+    """Switches the points of ``specification`` on in this process, which is that worker if any; ``folder`` keeps the
+    counts.
+    """
     global _folder
-    _rules[:] = parse(specification)
+    _rules[:] = [rule for rule in parse(specification) if rule.worker_id in (None, worker_id)]
     _folder = folder
     if _rules:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,7 +68,7 @@ def fault(point: str) -> str | None:
     hit = None
     for rule in _rules:
         if rule.point == point:
-            hit = hit or _count(point)
+            hit = hit or _count(point if rule.worker_id is None else f"{rule.worker_id}:{point}")
             if rule.first_hit <= hit <= rule.last_hit:
                 return _act(rule.action)
     return None

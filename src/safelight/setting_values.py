@@ -15,7 +15,7 @@ from safelight.params import check_size
 
 _MIN_KEY_CHARS = 8
 _TRACES_PATH = "/v1/traces"
-_DEVICE = re.compile(r"auto|cpu|cuda|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
+_DEVICE = re.compile(r"auto|cpu|cuda|all|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def truth(value: str) -> bool:
 
 def device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
-        raise ValueError("is not auto, cpu, cuda or cuda:0,1")
+        raise ValueError("is not auto, cpu, cuda, all or cuda:0,1")
     indices = re.findall(r"[0-9]+", value)
     if len({int(index) for index in indices}) != len(indices):
         raise ValueError("names a device twice")

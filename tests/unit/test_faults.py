@@ -23,13 +23,16 @@ def _disarm() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a.b=kill", "a.b@3=kill", "a.b@3+=sleep:0.5;c.d=full", " a.b=nan ; c_d.e_f@12=x "]
+    "text", ["", "a.b=kill", "a.b@3=kill", "a.b@3+=sleep:0.5;c.d=full", " a.b=nan ; c_d.e_f@12=x ", "1:a.b@2=kill"]
 )
 def test_a_specification_is_parsed(text: str) -> None:
     assert len(parse(text)) == len([part for part in text.split(";") if part])
 
 
-@pytest.mark.parametrize("text", ["a", "a=kill", "a.b", "a.b=", "a.b@x=kill", "a.b@-1=kill", "A.b=kill", "a.b=sleep:x"])
+@pytest.mark.parametrize(
+    "text",
+    ["a", "a=kill", "a.b", "a.b=", "a.b@x=kill", "a.b@-1=kill", "A.b=kill", "a.b=sleep:x", "x:a.b=kill", ":a.b=kill"],
+)
 def test_a_malformed_specification_is_refused_with_the_part_that_is(text: str) -> None:
     with pytest.raises(ValueError, match="which is not POINT"):
         parse(f"c.d=kill;{text}")
@@ -46,6 +49,12 @@ def test_hits_are_counted(tmp_path: Path) -> None:
     assert [fault("a.b") for _ in range(3)] == [None, "nan", None]
     assert [fault("c.d") for _ in range(3)] == [None, "flat", "flat"]
     assert [fault("e.f") for _ in range(2)] == ["nan", "nan"]
+
+
+def test_a_point_of_one_worker_is_nothing_to_the_others(tmp_path: Path) -> None:
+    for worker_id, seen in ((None, [None, None]), (0, [None, None]), (1, [None, "nan"])):
+        arm("1:a.b@2=nan", tmp_path / "faults", worker_id)
+        assert [fault("a.b") for _ in range(2)] == seen
 
 
 def test_hits_are_counted_over_processes(tmp_path: Path) -> None:

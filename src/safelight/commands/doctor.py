@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import psutil
+
 from safelight.checkpoint import open_checkpoint
 from safelight.config import Config
 from safelight.engine.memory_plan import plan_memory
@@ -81,6 +83,12 @@ def _model(config: Config) -> Iterator[Finding]:
         verify(folder, is_used=is_used)
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
-    for device in resolve_devices(config.device):
-        plan = plan_memory(checkpoint, device.name, EngineOptions(config.dtype, config.precision, config.memory))
+    devices = resolve_devices(config.device, workers=config.workers)
+    for device in devices:
+        name = device.torch_name if device.torch_name == "cpu" else device.name  # torch's own of them, here and there
+        plan = plan_memory(checkpoint, name, EngineOptions(config.dtype, config.precision, config.memory))
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")
+    if devices[0].torch_name == "cpu" and len(devices) > 1:
+        need_bytes, free_bytes = len(devices) * plan.device_bytes, psutil.virtual_memory().available
+        sentence = f"{len(devices)} workers with a copy each take about {need_bytes / 1e9:.1f} GB"
+        yield Finding(need_bytes <= free_bytes, f"{sentence}, {free_bytes / 1e9:.1f} GB are free", is_fatal=False)

@@ -301,7 +301,7 @@ def main() -> None:
     # The front sends this signal before it ends a worker that hangs.
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
     if args.faults:
-        faults.arm(args.faults, args.faults_dir)
+        faults.arm(args.faults, args.faults_dir, args.worker_id)
     sock = socket.socket(fileno=args.fd)
     asyncio.run(_serve(sock, args.credentials and tuple(args.credentials), _tracing(args)))
 

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.errors import ConfigError
+
+_THREADS = "OMP_NUM_THREADS"
+"""What torch takes as the number of threads of its operations."""
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -18,19 +23,44 @@ class Device:
     environment: Mapping[str, str]
 
 
-def resolve_devices(setting: str, dev: Path = Path("/dev")) -> list[Device]:
-    """One entry per worker for ``auto``, ``cpu``, ``cuda`` or ``cuda:0,1``; ``auto`` is the CPU if no GPU is seen."""
+def resolve_devices(setting: str, dev: Path = Path("/dev"), *, workers: int = 0) -> list[Device]:
+    """One entry per worker for ``auto``, ``cpu``, ``cuda``, ``all`` or ``cuda:0,1``; ``auto`` is the CPU if no GPU is
+    seen. ``workers`` is how many share the CPU; 0: one.
+
+    Raises ``ConfigError`` if as many workers cannot be had: on CUDA there is one for each device.
+    """
     gpus = _gpus(dev)
     if setting == "auto":
         setting = "cuda" if gpus else "cpu"
     if setting == "cpu":
-        return [Device("cpu", "cpu", {"CUDA_VISIBLE_DEVICES": ""})]
-    if setting == "cuda":
+        return _on_the_cpu(workers or 1)
+    if setting in ("cuda", "all"):
         wanted = list(range(len(gpus))) or [0]
     else:
         wanted = [int(part) for part in setting.replace("cuda:", "").split(",")]
+    if workers not in (0, len(wanted)):
+        names = ", ".join(f"cuda:{i}" for i in wanted)
+        raise ConfigError(
+            f"--workers={workers} does not go with {names}: there is one worker for each CUDA device, "
+            "and several only with --device cpu",
+            param="workers",
+        )
     # Each worker sees one GPU: what goes wrong on one context cannot touch another's.
     return [Device(f"cuda:{i}", "cuda:0", {"CUDA_VISIBLE_DEVICES": _visible_to_worker(i, gpus)}) for i in wanted]
+
+
+def _on_the_cpu(workers: int) -> list[Device]:
+    """Each of several gets its share of the cores, at least one, unless the environment says how many."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    if workers == 1:
+        return [Device("cpu", "cpu", hidden)]
+    share = {} if _THREADS in os.environ else {_THREADS: str(max(_cores() // workers, 1))}
+    return [Device(f"cpu:{index}", "cpu", hidden | share) for index in range(workers)]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _visible_to_worker(index: int, gpus: list[str]) -> str:

@@ -15,8 +15,8 @@ from safelight.jobs import Job, JobStatus
 from safelight.logs import about
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
-from safelight.server.devices import Device, resolve_devices
 from safelight.server.dispatcher import Dispatcher
+from safelight.server.fleet import make_workers, refuse_what_does_not_fit
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
@@ -38,7 +38,6 @@ from safelight.server.status import (
 )
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
-from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -64,10 +63,7 @@ class Front:
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
         self.loras = LoraShelves(config.adapters_dir)
-        self.workers = [
-            Worker(index, device, config, model, self.changes, self.metrics, worker_command)
-            for index, (device, model) in enumerate(_first_models(resolve_devices(config.device), self.models))
-        ]
+        self.workers = make_workers(config, self.models, self.changes, self.metrics, worker_command)
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
         self.dispatcher = Dispatcher(
@@ -93,6 +89,8 @@ class Front:
     async def start(self) -> None:
         """Begins to load. What is wrong with a model's files becomes a status, not an exception."""
         await self.models.refresh()
+        if self.config.workers > 1:
+            refuse_what_does_not_fit(self.workers)
         for worker in self.workers:
             with about(worker_id=worker.id):
                 self._start(worker.keep, f"keep worker {worker.id}")
@@ -223,12 +221,3 @@ async def again_after_defects(work: Callable[[], Coroutine[Any, Any, None]], nam
         except Exception:
             log.exception("%s failed; it starts again", name)
             await asyncio.sleep(_DEFECT_PAUSE_S)
-
-
-def _first_models(devices: Sequence[Device], models: Catalogue) -> list[tuple[Device, ServedModel]]:
-    """Each pinned model gets a device, all others the default."""
-    pinned = [model for model in models if model.is_pinned]
-    if len(pinned) > len(devices):
-        log.warning("%d models are pinned, but there are %d devices: not all can be loaded", len(pinned), len(devices))
-    rest = [models.default] * len(devices)
-    return list(zip(devices, [*pinned, *rest], strict=False))

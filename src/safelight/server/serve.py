@@ -20,6 +20,7 @@ from safelight.server.admission import is_loopback
 from safelight.server.app import create_app
 from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
+from safelight.server.devices import resolve_devices
 from safelight.server.front import Front, again_after_defects
 from safelight.server.listener import listen, url_of
 from safelight.server.store import JobStore
@@ -50,6 +51,7 @@ def serve(config: Config, sock: socket.socket) -> int:
     """Answers on the listening ``sock`` until a signal; returns the exit code. Raises ``ConfigError`` at once."""
     _refuse_to_be_open(config, sock)
     _check_credentials(config)
+    resolve_devices(config.device, workers=config.workers)
     tracing = _tracing(config)
     _make_data_dir(config)
     logs.configure(config.log_level, config.log_format, _LOG_LINE, CurrentStderr())

@@ -61,16 +61,29 @@ def plan_switch(old: ServedModel, new: ServedModel, device: str, memory: Memory 
     setting = new.config.switch_overlap
     if setting != "auto":
         return setting == "always", f"switch_overlap is {setting}"
-    kind = device.partition(":")[0]
-    need_bytes = new.loaded_bytes(device) * _WEIGHTS_MARGIN + _WORK_BYTES[kind]
-    free_bytes = _free_bytes(kind, memory)
+    need_bytes, free_bytes = process_bytes(new, device), _free_bytes(kind_of(device), memory)
     if free_bytes is None:
         return False, f"how much memory of {device} is free is not known yet"
     need, free = f"{need_bytes / 1e9:.1f} GB", f"{free_bytes / 1e9:.1f} GB"
     return need_bytes <= free_bytes, f"{new.id} needs about {need} beside {old.id}, {free} of {device} are free"
 
 
+def process_bytes(model: ServedModel, device: str) -> float:
+    """What a process with this model takes of a device of this name, at most."""
+    return model.loaded_bytes(device) * _WEIGHTS_MARGIN + _WORK_BYTES[kind_of(device)]
+
+
+def kind_of(device: str) -> str:
+    """``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]
+
+
+def free_host_bytes() -> int:
+    """What the host's memory has left."""
+    return int(psutil.virtual_memory().available)
+
+
 def _free_bytes(kind: str, memory: Memory | None) -> int | None:
     if kind == "cpu":
-        return int(psutil.virtual_memory().available)
+        return free_host_bytes()
     return None if memory is None else memory.total_bytes - memory.used_bytes

@@ -67,6 +67,13 @@ class Worker:
         self._asked.set()
         self._changes.announce()
 
+    def refuse(self, error: LoadError) -> None:
+        """What is wanted cannot be had, until it is wanted again."""
+        if self.wanted is not None:
+            self.loader.errors[self.wanted.name] = error
+        self.wanted, self.error = None, error
+        log.error("worker %d cannot serve: %s", self.id, error.message)
+
     async def stop(self) -> None:
         """Ends all processes: politely those that are idle, at once those that load or have a job."""
         self._is_stopping = self.loader.is_closed = True
@@ -105,10 +112,9 @@ class Worker:
             if not is_recovering:
                 self._kept_since_s = time.monotonic()
         except LoadError as error:
-            self.loader.errors[model.name] = error
             if self.wanted is model:
-                log.error("worker %d cannot serve: %s", self.id, error.message)
-                self.wanted, self.error = None, error
+                self.refuse(error)
+            self.loader.errors[model.name] = error
         except ProcessDied:
             await self._back_off()
         except CalledOff:
