@@ -6,10 +6,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
 from enum import StrEnum
 
-from safelight.errors import LoadError, ProtocolError, error_from_code
+from safelight.errors import LoadError, ProtocolError, WorkerCrashed, error_from_code
 from safelight.jobs import Job
 from safelight.model_card import ModelCard
 from safelight.protocol import (
@@ -32,14 +31,14 @@ from safelight.protocol import (
     WorkerMessage,
 )
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster, EngineProcess
 from safelight.server.devices import Device
 from safelight.server.load_state import LoadState
 from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.watchdog import Watchdog
-from safelight.server.worker_jobs import OnProgress, WorkerJobs
-from safelight.server.worker_orders import load_message, process_options
-from safelight.server.worker_process import WorkerProcess
+from safelight.server.worker_jobs import MachineLost, OnProgress, WorkerJobs
+from safelight.server.worker_orders import load_message
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class ModelInstance:
         model: ServedModel,
         changes: Changes,
         metrics: Metrics,
-        command: Sequence[str],
+        cluster: Cluster,
         expected_s: float | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -95,12 +94,13 @@ class ModelInstance:
         self.has_had_jobs = False
         self._changes = changes
         self._metrics = metrics
-        self._command = command
+        self._cluster = cluster
         self._config = model.config
         self._jobs = WorkerJobs()
         self._watchdog = Watchdog(self._config.hang_timeout_s)
         self._card: ModelCard | None = None
-        self._process: WorkerProcess | None = None
+        self._process: EngineProcess | None = None
+        self._node: str | None = None
         self._ready: Ready | None = None
         self._said_ready = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
@@ -158,10 +158,8 @@ class ModelInstance:
         await self.model.refresh()
         self._card = self.model.card
         load = await asyncio.to_thread(load_message, self._config, self.device)
-        relay_as = self.worker_id if self._config.log_format == "json" else None
-        options = process_options(self._config, self.worker_id)
-        process = await WorkerProcess.spawn(self.device.environment, options, self._command, relay_as)
-        log.info("worker %d started on %s, pid %d", self.worker_id, self.device.name, process.pid)
+        process = await self._cluster.spawn(self.device, self.worker_id, self.model)
+        log.info("worker %d started on %s", self.worker_id, self.device.name)
         self._process = process
         watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.worker_id}")
         try:
@@ -172,11 +170,18 @@ class ModelInstance:
             # At once: no job may be given to a process that is about to end.
             self._set_state(WorkerState.DRAINING if self._is_called_off else WorkerState.RESTARTING)
             self.exit_code = await process.stop(politely=False)
-            self._process = None
-            self._jobs.lose(f"the worker died while it made the image (exit code {self.exit_code}); ask again")
+            self._node, self._process = process.node, None
+            self._jobs.lose(self._loss())
             self._changes.announce()
 
-    async def _follow(self, process: WorkerProcess) -> None:
+    def _loss(self) -> WorkerCrashed:
+        """What the jobs get that it had."""
+        if self.exit_code is None:
+            self.death_reason = f"lost: its node {self.node or ''} no longer answers"
+            return MachineLost("the machine that made the image was lost; ask again")
+        return WorkerCrashed(f"the worker died while it made the image (exit code {self.exit_code}); ask again")
+
+    async def _follow(self, process: EngineProcess) -> None:
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s) as deadline:
@@ -189,12 +194,12 @@ class ModelInstance:
         except TimeoutError:
             await self._end_hung(process, f"did not finish loading within {limit_s:.0f} s")
 
-    async def _watch(self, process: WorkerProcess) -> None:
+    async def _watch(self, process: EngineProcess) -> None:
         await self._watchdog.wait()
         silent_s, names = self._watchdog.limit_s, ", ".join(job.id for job in self._jobs)
         await self._end_hung(process, f"made no step of {names} for {silent_s:.0f} s")
 
-    async def _end_hung(self, process: WorkerProcess, what: str) -> None:
+    async def _end_hung(self, process: EngineProcess, what: str) -> None:
         """Asks for the stacks of all its threads in the log, then kills it."""
         log.error("worker %d %s; its stacks follow, then it is replaced", self.worker_id, what)
         self._set_state(WorkerState.RESTARTING)  # at once: no job may join
@@ -273,6 +278,11 @@ class ModelInstance:
     def idle_s(self) -> float:
         """Seconds since it had a job, or became ready."""
         return time.monotonic() - self._idle_since_s
+
+    @property
+    def node(self) -> str | None:
+        """The machine that it runs on, if it is another one and known."""
+        return self._node if self._process is None else self._process.node
 
     @property
     def jobs(self) -> list[Job]:

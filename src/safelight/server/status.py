@@ -33,7 +33,7 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
     if is_draining:
         return ServerStatus.DRAINING
     if not states:
-        return ServerStatus.READY
+        return ServerStatus.READY if workers else ServerStatus.LOADING
     if any(worker.takes_jobs for worker in workers):
         return ServerStatus.DEGRADED if states & {WorkerState.FAILED, WorkerState.RESTARTING} else ServerStatus.READY
     if states == {WorkerState.FAILED}:
@@ -49,6 +49,7 @@ def worker_status(worker: Worker) -> dict[str, Any]:
     return {
         "id": worker.id,
         "device": worker.device.name,
+        "node": worker.shown.node if worker.shown else None,
         "state": worker.state.value,
         "model": worker.model.id if worker.model else None,
         **_load_status(load, worker.component_bytes, is_going_on=worker.error is None),
