@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from tests.chaos.chaos_server import MARK, ChaosServer, LivenessProbe, kill_left
 from tests.server_process import gone
 
 LEASE_S = 2.0
-JOBS = 12
+JOBS = 8
 STEPS = 8
 SECRET = "a-secret-of-the-front"
 _NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
@@ -132,7 +131,8 @@ def test_an_actor_that_is_killed_costs_one_job_a_second_try(start: Start) -> Non
     _wait_for(server, 2)
 
 
-def test_a_worker_that_dies_or_hangs_on_a_node_is_replaced_there(start: Start) -> None:
+@pytest.mark.slow
+def test_a_worker_that_dies_on_a_node_is_replaced_there(start: Start) -> None:
     server = start()
     names = _submit(server)
     first, _ = _busy_node(server)
@@ -199,6 +199,7 @@ def test_a_front_that_is_killed_goes_on_where_it_was_and_its_actors_end(start: S
     assert again.is_balanced()
 
 
+@pytest.mark.slow
 def test_the_embedded_model_draws_on_a_node(start: Start) -> None:
     """The real pipeline in a real actor; its picture is large enough for the object store."""
     server = start(model=EMBEDDED_MODEL)
@@ -209,9 +210,11 @@ def test_the_embedded_model_draws_on_a_node(start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_without_its_head_still_draws_and_the_front_says_so(tmp_path: Path) -> None:
+def test_a_cluster_without_its_head_still_draws_and_the_front_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray ends drivers that miss the head; ours goes on with the actors that it has."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args=_NODE | {"include_dashboard": False})
     server = ChaosServer(tmp_path / "data", "--cluster", f"ray:{cluster.address}")
     try:
@@ -220,9 +223,7 @@ def test_a_cluster_without_its_head_still_draws_and_the_front_says_so(tmp_path: 
         assert server.wait_for(server.submit()["id"])["status"] == "succeeded"
         server.poll(lambda: server.status()["cluster"]["error"], 60)
         assert server.get("/livez").status_code == 200
-        name = server.submit()["id"]
         assert server.stop() == 0
-        assert name
     finally:
         kill_left_processes(server.mark)
         server.__exit__(None, None, None)

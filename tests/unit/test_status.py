@@ -87,6 +87,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
     assert entry == {
         "id": 0,
         "device": "cuda:1",
+        "node": None,
         "state": "loading",
         "model": "m",
         "coming": None,

@@ -57,6 +57,7 @@ class RayCluster:
         self._address = ray_address(config.cluster or "ray")
         self._nodes: list[Node] = []
         self._kind = ""
+        self._closed = threading.Event()
         self._error: str | None = f"not connected to {config.cluster} yet"
 
     async def spawn(self, device: Device, worker_id: int, model: ServedModel) -> RayProcess:
@@ -75,7 +76,8 @@ class RayCluster:
         """As ``Cluster``: connects, and connects again when the cluster is gone."""
         while True:
             try:
-                await in_thread(functools.partial(_connect, self._address), _CONNECT_S)
+                # The Ray that it may start ends with the thread that started it.
+                await in_thread(functools.partial(_connect, self._address), _CONNECT_S, self._closed.wait)
                 _take_signals_back()
                 log.info("connected to the Ray cluster %s", self._config.cluster)
                 await self._follow(resize)
@@ -106,6 +108,8 @@ class RayCluster:
         """As ``Cluster``; ends the Ray that was started here."""
         with contextlib.suppress(Exception):
             await in_thread(ray.shutdown, _ANSWER_S)
+        self._closed.set()
+        self._closed = threading.Event()
 
 
 def ray_address(cluster: str) -> str | None:
@@ -148,6 +152,7 @@ def _connect(address: str | None) -> None:
 
     What is started has our environment: the secrets leave it first.
     """
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # it repeats other logs; what fails is raised
     for name in set(os.environ) - set(without_secrets(os.environ)):
         del os.environ[name]
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": "safelight"}

@@ -47,6 +47,7 @@ class WorkerHost:
         self._messages: list[bytes] = []
         self._lines: list[bytes] = []
         self._exit_code: int | None = None
+        self._is_stopping = False
         self._news = asyncio.Event()
         self._early: dict[int, bytes] = {}
         self._taken = 0
@@ -98,6 +99,7 @@ class WorkerHost:
 
     async def stop(self) -> int | None:
         """Ends the process politely; its exit code."""
+        self._is_stopping = True
         return None if self._process is None else await self._process.stop(politely=True)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ class WorkerHost:
                 self._report(self._placed(message))
         except ProtocolError as error:
             self._add_line(f"a message of the worker cannot be read, so it is ended: {error}\n".encode())
-        self._exit_code = await process.stop(politely=False)
+        self._exit_code = await process.stop(politely=self._is_stopping)
         self._news.set()
 
     async def _keep_lease(self) -> None:

@@ -29,6 +29,7 @@ from safelight.protocol import Load, LoadFailed, Message, WorkerMessage
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_PATIENT_LOOKS = 10
 _EXIT_GRACE_S = 4.0
 _DUMP_S = 2.0
 _BEGIN_S = 30.0
@@ -38,8 +39,11 @@ T = TypeVar("T")
 _decoder: msgspec.msgpack.Decoder[WorkerMessage] = msgspec.msgpack.Decoder(WorkerMessage)
 
 
-async def in_thread(work: Callable[[], T], timeout_s: float) -> T:
-    """What ``work`` returns or raises; ``TimeoutError`` if it takes longer, and then it is left alone."""
+async def in_thread(work: Callable[[], T], timeout_s: float, then: Callable[[], object] = lambda: None) -> T:
+    """What ``work`` returns or raises; ``TimeoutError`` if it takes longer, and then it is left alone.
+
+    The thread goes on with ``then``.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -55,6 +59,7 @@ async def in_thread(work: Callable[[], T], timeout_s: float) -> T:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(settle, result, error)
+        then()
 
     _start_thread(run)
     return await asyncio.wait_for(done, timeout_s)
@@ -173,11 +178,16 @@ class RayProcess:
         """Waits for a node, for as long as it takes."""
         birth, host = self._birth, self._host
         place = host.place.remote()
-        while self.node is None:
+        for looks in itertools.count(1):
             with contextlib.suppress(GetTimeoutError):
                 self.node = ray.get(place, timeout=_LOOK_S)
+                break
             if self._is_over:
                 return
+            if looks == _PATIENT_LOOKS:
+                log.warning(
+                    "worker %d waits: Ray has no node with room for it, `ray status` says more", birth.worker_id
+                )
         begun = host.begin.remote(__version__, self.node, birth.model, birth.environment, birth.options)
         pid = ray.get(begun, timeout=max(self._lease_s, _BEGIN_S))
         log.info("worker %d runs on node %s, pid %d", birth.worker_id, self.node, pid)

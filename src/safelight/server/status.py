@@ -35,7 +35,9 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
     if not states:
         return ServerStatus.READY if workers else ServerStatus.LOADING
     if any(worker.takes_jobs for worker in workers):
-        return ServerStatus.DEGRADED if states & {WorkerState.FAILED, WorkerState.RESTARTING} else ServerStatus.READY
+        is_short = any(worker.loader.is_recovering for worker in workers if not worker.takes_jobs)
+        is_short |= bool(states & {WorkerState.FAILED, WorkerState.RESTARTING})
+        return ServerStatus.DEGRADED if is_short else ServerStatus.READY
     if states == {WorkerState.FAILED}:
         return ServerStatus.FAILED
     return ServerStatus.WARMING if WorkerState.WARMING in states else ServerStatus.LOADING
