@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
             cluster.add_node(**_NODE)
         yield cluster
         cluster.shutdown()
-        assert left_processes("on-a-node", 10.0) == []
+        assert gone(_engines(), 10.0)
 
 
 @pytest.fixture

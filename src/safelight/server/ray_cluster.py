@@ -7,7 +7,7 @@ along, never a job. Imported only if ``--cluster`` asks for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import atexit
 import functools
 import logging
 import os
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 _ANSWER_S = 20.0
 _CONNECT_S = 60.0
+_SHUTDOWN_S = 10.0
 _PAUSE_S = 3.0
 _SPREAD = "SPREAD"
 """Ray's strategy for many small ones: those on CPUs go to different nodes while there are such."""
@@ -106,8 +107,13 @@ class RayCluster:
 
     async def close(self) -> None:
         """As ``Cluster``; ends the Ray that was started here."""
-        with contextlib.suppress(Exception):
-            await in_thread(ray.shutdown, _ANSWER_S)
+        try:
+            await in_thread(ray.shutdown, _SHUTDOWN_S)
+        except Exception as error:
+            log.warning("Ray did not let go of us: %s", _sentence(error))
+            # It would be asked again when this process ends, and wait for its head for as long as it takes.
+            atexit.unregister(os._exit)
+            atexit.register(os._exit, 0)
         self._closed.set()
         self._closed = threading.Event()
 
