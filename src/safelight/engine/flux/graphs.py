@@ -1,17 +1,22 @@
-"""CUDA graphs of the transformer's forward, for the sizes at which launching kernels takes longer than running them."""
+"""CUDA graphs, for whatever launching takes longer than running: the transformer at small sizes, the text encoders."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from safelight.engine.flux.operations import Rope
 from safelight.engine.flux.shape import BatchShape
 
+log = logging.getLogger(__name__)
+
 _MAX_GRAPHS = 16
+_MAX_TEXT_GRAPHS = 4
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rope], torch.Tensor]
 
@@ -66,3 +71,40 @@ class GraphedForward:
         with torch.cuda.graph(graph, pool=self._pool):
             velocity = self._forward(*inputs, rope)
         return _Recording(graph, inputs, rope, velocity)
+
+
+class GraphedEncoder:
+    """Stands for the ``forward`` of a text encoder: Python launches T5's 24 layers more slowly than the GPU runs them.
+
+    The first lengths of text that come are recorded after their first run, any others run as they are; so does an
+    encoder that cannot be recorded.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self._recordings: dict[object, tuple[torch.cuda.CUDAGraph, torch.Tensor, Any]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._can_record = True
+
+    def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        key = input_ids.shape, *sorted(options.items())
+        if key not in self._recordings:
+            found = self._forward(input_ids, **options)
+            if self._can_record and len(self._recordings) < _MAX_TEXT_GRAPHS:
+                self._record(key, input_ids, options)
+            return found
+        graph, kept, output = self._recordings[key]
+        kept.copy_(input_ids)
+        graph.replay()
+        return type(output)(**{name: value.clone() for name, value in output.items()})
+
+    def _record(self, key: object, input_ids: torch.Tensor, options: dict[str, Any]) -> None:
+        kept, graph = input_ids.clone(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                output = self._forward(kept, **options)
+        except RuntimeError:
+            log.warning("a text encoder cannot be recorded as a CUDA graph; it runs without", exc_info=True)
+            self._can_record = False
+        else:
+            self._recordings[key] = graph, kept, output

@@ -73,6 +73,8 @@ class FluxModel:
             _prepare_for_cuda(pipeline)
         if isinstance(residency, HostResidency):
             tile_vae(pipeline.vae)
+        elif self._is_cuda:
+            _record_text_encoders(pipeline)
         make_forward = _graphed if self._is_cuda and not residency.is_streaming else _as_it_is
         self._forward = AdaptedForward(self._transformer, functools.partial(make_forward, self._transformer))
         self.adapters = AdapterCache(loras, self._forward.sizes, lora_cache_bytes)
@@ -245,6 +247,13 @@ def _prepare_for_cuda(pipeline: FluxPipeline) -> None:
     pipeline.vae.to(memory_format=torch.channels_last)
     accelerate(pipeline.vae.decoder)
     accelerate(pipeline.vae.encoder)
+
+
+def _record_text_encoders(pipeline: FluxPipeline) -> None:
+    from safelight.engine.flux.graphs import GraphedEncoder
+
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        encoder.forward = GraphedEncoder(encoder.forward)
 
 
 def _as_it_is(transformer: LeanTransformer) -> Callable[..., torch.Tensor]:
