@@ -67,7 +67,7 @@ class Config:
     cluster: str | None = _setting(
         None,
         "where workers run, if not on this machine: ray, the Ray that this machine is part of or else one of its own; "
-        "ray:HOST:PORT, the cluster with this head; ray://HOST:PORT, through Ray's client; empty: on this machine",
+        "ray://HOST[:PORT], the cluster with this head; empty: on this machine",
         values.cluster,
     )
     lease_s: float = _setting(

@@ -16,7 +16,7 @@ from safelight.params import check_size
 _MIN_KEY_CHARS = 8
 _MIN_LEASE_S = 2.0
 _TRACES_PATH = "/v1/traces"
-_CLUSTER = re.compile(r"ray(:(//)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1,5}))?")
+_CLUSTER = re.compile(r"ray(:(//)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:(?P<port>[0-9]{1,5}))?)?")
 _DEVICE = re.compile(r"auto|cpu|cuda|all|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
@@ -83,10 +83,10 @@ def device(value: str) -> str:
 
 
 def cluster(value: str) -> str:
-    """``ray``, ``ray:HOST:PORT`` or ``ray://HOST:PORT``."""
+    """``ray``, ``ray://HOST[:PORT]``, or the same without the slashes."""
     found = _CLUSTER.fullmatch(value)
     if not found or not 0 < int(found["port"] or 1) <= 65535:
-        raise ValueError("is not ray, ray:HOST:PORT or ray://HOST:PORT")
+        raise ValueError("is not ray or ray://HOST[:PORT]")
     return value
 
 

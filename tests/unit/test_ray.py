@@ -43,7 +43,9 @@ LOAD = Load(STUB_MODEL, "cpu", "auto", [(64, 64)], models_dir="/front/models", l
         ("ray:10.0.0.1:6379", "10.0.0.1:6379"),
         ("ray:head.example.org:6379", "head.example.org:6379"),
         ("ray:[::1]:6379", "[::1]:6379"),
-        ("ray://10.0.0.1:10001", "ray://10.0.0.1:10001"),
+        ("ray://10.0.0.1:6379", "10.0.0.1:6379"),
+        ("ray://head", "head:6379"),
+        ("ray:[::1]", "[::1]:6379"),
     ],
 )
 def test_a_cluster_has_an_address(setting: str, address: str | None) -> None:
@@ -52,11 +54,9 @@ def test_a_cluster_has_an_address(setting: str, address: str | None) -> None:
     assert ray_address(setting) == address
 
 
-@pytest.mark.parametrize(
-    "setting", ["", "local", "ray:", "ray:10.0.0.1", "ray://", "ray:h:0", "ray:h:65536", "ray/x:1"]
-)
+@pytest.mark.parametrize("setting", ["", "local", "ray:", "ray://", "ray:h:0", "ray:h:65536", "ray://h:x", "ray/x:1"])
 def test_what_is_no_cluster_is_refused(setting: str) -> None:
-    with pytest.raises(ConfigError, match=r"--cluster='.*' is not ray, ray:HOST:PORT or ray://HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"--cluster='.*' is not ray or ray://HOST\[:PORT\]"):
         load_config({"cluster": setting}, {})
 
 
@@ -70,9 +70,6 @@ def test_without_the_package_the_start_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--cluster='ray' needs Ray: pip install 'safelight\[ray\]'"):
         _check_devices(Config(cluster="ray"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "grpc" else object())
-    with pytest.raises(ConfigError, match=r"needs Ray's client: pip install 'ray\[client\]'"):
-        _check_devices(Config(cluster="ray://head:10001"))
 
 
 def test_cards_of_a_cluster_are_not_chosen_here() -> None:

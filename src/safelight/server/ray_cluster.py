@@ -11,6 +11,7 @@ import atexit
 import functools
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ _ANSWER_S = 20.0
 _CONNECT_S = 60.0
 _SHUTDOWN_S = 10.0
 _PAUSE_S = 3.0
+_HEAD_PORT = 6379
 _SPREAD = "SPREAD"
 """Ray's strategy for many small ones: those on CPUs go to different nodes while there are such."""
 
@@ -119,10 +121,11 @@ class RayCluster:
 
 
 def ray_address(cluster: str) -> str | None:
-    """What ``ray.init`` takes: ``None`` for this machine's, ``HOST:PORT``, or ``ray://HOST:PORT`` for Ray's client."""
-    if cluster.startswith("ray://"):
-        return cluster
-    return cluster.removeprefix("ray").removeprefix(":") or None
+    """What ``ray.init`` takes: ``HOST:PORT`` of the head, ``None`` for the Ray of this machine."""
+    address = cluster.removeprefix("ray").removeprefix(":").removeprefix("//")
+    if not address:
+        return None
+    return address if re.search(r":[0-9]+$", address) else f"{address}:{_HEAD_PORT}"
 
 
 def kind_of_devices(setting: str, nodes: Sequence[Node]) -> str:

@@ -94,8 +94,6 @@ def _check_devices(config: Config) -> None:
     shown = f"--cluster={config.cluster!r}"
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(f"{shown} needs Ray: pip install 'safelight[ray]'", param="cluster")
-    if config.cluster.startswith("ray://") and importlib.util.find_spec("grpc") is None:
-        raise ConfigError(f"{shown} needs Ray's client: pip install 'ray[client]'", param="cluster")
     if ":" in config.device:
         raise ConfigError(
             f"--device={config.device!r} does not go with {shown}: Ray chooses the cards; --device cuda, and --workers "
