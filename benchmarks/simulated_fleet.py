@@ -181,7 +181,9 @@ class Fleet:
             heapq.heappush(self._lines.setdefault(line, []), (len(device.on_device), device.places, device.index))
 
     def choose(self, job: SimulatedJob) -> SimulatedDevice | None:
-        """As ``Dispatcher._instance_for``: the fewest jobs on the device, then the fewest at all, then the first."""
+        """As ``Choice.next`` among equal devices, but by the number of jobs on the device, not by what they have left;
+        then the fewest at all, then the first.
+        """
         tops = [top for line in (0, job.kind.size) if (top := self._top(line)) is not None]
         return self.devices[min(tops)[2]] if tops else None
 

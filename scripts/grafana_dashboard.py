@@ -166,8 +166,11 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Replaced",
-            {"{{reason}}": _increase("safelight_worker_restarts_total", "reason")},
-            help="By why they ended.",
+            {
+                "{{reason}}": _increase("safelight_worker_restarts_total", "reason"),
+                "ordered: {{result}}": _increase("safelight_worker_renewals_total", "result"),
+            },
+            help="By why they ended, and on an operator's order.",
         ),
         Panel(
             "Attempts that lost their worker",
@@ -175,6 +178,13 @@ ROWS: dict[str, list[Panel]] = {
                 "ran again": _increase("safelight_requests_retried_total"),
                 "came too late": _increase("safelight_fenced_results_total"),
             },
+        ),
+        Panel("Jobs", {"{{instance}} worker {{worker}} ({{device}})": "safelight_worker_jobs@"}, width=12),
+        Panel(
+            "What is left to do",
+            {"{{instance}} worker {{worker}} ({{device}})": "safelight_worker_remaining_seconds@"},
+            unit="s",
+            width=12,
         ),
         Panel(
             "Jobs that wait for a model",

@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``pull``, ``generate``, ``jobs``, ``top``, ``doctor``. Parses, calls, prints errors."""
+"""The command line: ``serve``, ``pull``, ``generate``, ``jobs``, ``workers``, ``top``, ``doctor``. Parses and calls."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     jobs = commands.add_parser("jobs", help="list, show, cancel and save jobs of a running server", allow_abbrev=False)
     _add_jobs_options(jobs)
+
+    workers = commands.add_parser("workers", help="list and restart workers of a running server", allow_abbrev=False)
+    _add_workers_options(workers)
 
     top = commands.add_parser("top", help="watch a running server", allow_abbrev=False)
     _add_server_options(top)
@@ -157,6 +160,19 @@ def _add_jobs_options(parser: argparse.ArgumentParser) -> None:
     save.add_argument("-o", "--output", type=Path, help="file to write [default: ID.png]")
 
 
+def _add_workers_options(parser: argparse.ArgumentParser) -> None:
+    _add_server_options(parser)
+    parser.set_defaults(run=_workers, action="list")
+    restart = parser.add_subparsers(metavar="ACTION").add_parser(
+        "restart", help="give workers new processes, one after the other", allow_abbrev=False
+    )
+    restart.add_argument("id", metavar="ID", nargs="?", help="of one worker [default: all]")
+    restart.add_argument("--model", help="that they are to have then [default: what they have]")
+    restart.add_argument("--no-wait", action="store_true", help="do not wait until they are ready")
+    _add_server_options(restart, is_inherited=True)
+    restart.set_defaults(action="restart")
+
+
 def _add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, allow_abbrev=False)
     parser.add_argument("id", metavar="ID", help="of a job, or its beginning")
@@ -203,6 +219,12 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _jobs(args: argparse.Namespace) -> int:
     from safelight.commands.jobs import ACTIONS
+
+    return ACTIONS[args.action](args)
+
+
+def _workers(args: argparse.Namespace) -> int:
+    from safelight.commands.workers import ACTIONS
 
     return ACTIONS[args.action](args)
 

@@ -90,6 +90,16 @@ class Client:
         """The server's status now and after each change, until it stops. Raises as ``generate``."""
         return (json.loads(data) for _, data in self._events("GET", "/v1/status/stream"))
 
+    def restart_workers(self, worker_id: str | None = None, model: str | None = None) -> dict[str, Any]:
+        """Orders new processes for one worker or all, with this model or what they have; the ``rollout`` of the status.
+
+        Raises ``NotFound`` or ``PermissionDenied``.
+        """
+        path = "/v1/workers" if worker_id is None else f"/v1/workers/{quote(worker_id, safe='')}"
+        query = "" if model is None else f"?model={quote(model, safe='')}"
+        found: dict[str, Any] = self._ask("POST", f"{path}/restart{query}").json()["rollout"]
+        return found
+
     def jobs(self, limit: int) -> list[dict[str, Any]]:
         """The caller's jobs as the job API has them, newest first."""
         found: list[dict[str, Any]] = []

@@ -109,7 +109,8 @@ class Job:
     """The queued unit. Times are Unix times in seconds.
 
     ``attempt`` counts how often it was handed to a worker and fences late results; ``crashes`` counts the workers
-    that died with it. ``step`` counts finished denoising steps of this attempt; ``previews`` are its pictures so far.
+    that died with it, ``lost_on`` says which, as far as this server saw it. ``step`` counts finished denoising steps of
+    this attempt; ``previews`` are its pictures so far.
     """
 
     id: str
@@ -118,6 +119,7 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
     crashes: int = 0
+    lost_on: set[int] = field(default_factory=set)
     started_s: float | None = None
     finished_s: float | None = None
     outcome: JobOutcome | None = None
@@ -129,6 +131,11 @@ class Job:
     @property
     def params(self) -> GenerationParams:
         return self.request.params
+
+    @property
+    def work_left(self) -> float:
+        """Megapixels x transformer calls that it still needs."""
+        return self.params.work * (1 - self.step / self.params.total_steps)
 
     @property
     def ids(self) -> Mapping[str, str]:

@@ -68,8 +68,9 @@ def test_generate_fails_with_one_sentence(arguments: list[str], sentence: str) -
 
 
 def test_doctor_finds_nothing_wrong_here(tmp_path: Path) -> None:
-    run = _safelight("doctor", "--port", "0", "--device", "cpu", "--data-dir", str(tmp_path))
+    run = _safelight("doctor", "--port", "0", "--device", "cpu", "--workers", "200", "--data-dir", str(tmp_path))
     assert run.returncode == 0, run.stdout
+    assert "200 workers need about 212." in run.stdout
     assert "every file is whole" in run.stdout and ", and fits" in run.stdout
     assert "FAIL" not in run.stdout
 

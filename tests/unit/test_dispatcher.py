@@ -86,6 +86,17 @@ async def test_two_devices_work_at_the_same_time(tmp_path: Path, checkpoint_dir:
         assert front.ledger.count(JobStatus.QUEUED) == 1
 
 
+async def test_a_job_that_lost_its_worker_knows_which_and_is_done_by_the_other(
+    tmp_path: Path, checkpoint_dir: Path
+) -> None:
+    async with running_front(tmp_path, "dies_in_the_first_job", model=str(checkpoint_dir), workers=2) as front:
+        await until(front.changes, lambda: all(worker.is_serving for worker in front.workers))
+        done = await ended(front, await submit(front))
+        assert (done.status, done.attempt, len(done.lost_on)) == (JobStatus.SUCCEEDED, 2, 1)
+        (other,) = [worker for worker in front.workers if worker.id not in done.lost_on]
+        assert other.current is not None and other.current.has_succeeded
+
+
 async def test_a_full_queue_refuses_with_a_retry_after_between_1_and_60(tmp_path: Path, checkpoint_dir: Path) -> None:
     async with running_front(tmp_path, "never_finishes_loading", model=str(checkpoint_dir), queue_limit=2) as front:
         jobs = [await submit(front) for _ in range(2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,13 @@ async def test_the_first_worker_is_not_refused_for_want_of_memory(
     async with running_front(tmp_path, model=str(checkpoint_dir), workers=2) as front:
         await until(front.changes, lambda: front.workers[0].is_serving)
         assert front.workers[1].state is WorkerState.FAILED
+
+
+def test_a_number_of_workers_that_the_devices_contradict_ends_the_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "safelight", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    run = subprocess.run(
+        [*command, "--device", "cuda:0,1", "--workers", "3"], capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("safelight: --workers=3 does not go with cuda:0, cuda:1")
+    assert not (tmp_path / "data").exists()

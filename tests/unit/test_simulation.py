@@ -109,7 +109,7 @@ SHARING = ServiceTimes(
 
 
 def servers_choice(devices: Sequence[WorkerJobs], job: Job) -> int | None:
-    """As ``Dispatcher._instance_for``."""
+    """As ``Choice.next`` among equal devices, with the number of jobs in the place of what they have left to do."""
     admitting = [index for index, each in enumerate(devices) if each.admit(job, CARD, TWO_ROWS_OF_512)]
     least = min(admitting, key=lambda index: (len(devices[index].on_device), len(devices[index])), default=None)
     return least

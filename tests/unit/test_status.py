@@ -77,6 +77,13 @@ def test_the_workers_states_make_one_word(states: str, status: str) -> None:
     assert overall_status(workers, is_draining=True) == "draining"
 
 
+def test_a_worker_that_loads_again_since_its_process_died_is_missed_until_it_is_ready() -> None:
+    workers = [_worker(WorkerState.READY), _worker(WorkerState.LOADING, 1)]
+    assert overall_status(workers, is_draining=False) == "ready"
+    workers[1].loader.is_recovering = True
+    assert overall_status(workers, is_draining=False) == "degraded"
+
+
 def test_a_loading_worker_says_how_far_it_is() -> None:
     worker = _worker(WorkerState.LOADING)
     worker.load.advance(LoadProgress("weights", "transformer", 5, 7, 40, 80))
@@ -105,6 +112,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "restarts": 0,
         "job": None,
         "jobs": [],
+        "remaining_s": None,
         "batch_tokens": 0,
         "memory": None,
         "warm": {},

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import psutil
-
 from safelight.checkpoint import open_checkpoint
 from safelight.config import Config
 from safelight.engine.memory_plan import plan_memory
@@ -19,6 +17,7 @@ from safelight.errors import SafelightError
 from safelight.hub.verification import verify
 from safelight.server.devices import resolve_devices
 from safelight.server.listener import bind
+from safelight.server.switch import free_host_bytes, process_bytes
 
 _MIN_FREE_BYTES = 1_000_000_000
 
@@ -83,12 +82,13 @@ def _model(config: Config) -> Iterator[Finding]:
         verify(folder, is_used=is_used)
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
-    devices = resolve_devices(config.device, workers=config.workers)
-    for device in devices:
-        name = device.torch_name if device.torch_name == "cpu" else device.name  # torch's own of them, here and there
-        plan = plan_memory(checkpoint, name, EngineOptions(config.dtype, config.precision, config.memory))
+    for device in resolve_devices(config.device):
+        plan = plan_memory(checkpoint, device.name, EngineOptions(config.dtype, config.precision, config.memory))
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")
+    devices = resolve_devices(config.device, workers=config.workers)
     if devices[0].torch_name == "cpu" and len(devices) > 1:
-        need_bytes, free_bytes = len(devices) * plan.device_bytes, psutil.virtual_memory().available
-        sentence = f"{len(devices)} workers with a copy each take about {need_bytes / 1e9:.1f} GB"
-        yield Finding(need_bytes <= free_bytes, f"{sentence}, {free_bytes / 1e9:.1f} GB are free", is_fatal=False)
+        need_bytes = len(devices) * process_bytes(plan.device_bytes, "cpu")
+        sentence = f"{len(devices)} workers need about {need_bytes / 1e9:.1f} GB"
+        yield Finding(
+            need_bytes <= free_host_bytes(), f"{sentence}, {free_host_bytes() / 1e9:.1f} GB are free", is_fatal=False
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safelight.errors import BadOutput, DeviceFault, GenerationError, OutOfMemory
+from safelight.errors import BadOutput, DeviceFault, DeviceUnavailable, GenerationError, OutOfMemory
 from safelight.faults import fault
 from safelight.params import GenerationParams
 
@@ -14,12 +14,14 @@ _LEAST_SPREAD = 1e-6
 
 
 def reach(point: str) -> str | None:
-    """Marks a fault point. Raises what ``cuda`` and ``oom`` stand for; other actions are the caller's to do."""
+    """Marks a fault point. Raises what ``cuda``, ``oom`` and ``gone`` stand for; other actions are the caller's."""
     action = fault(point)
     if action == "cuda":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if action == "oom":
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    if action == "gone":
+        raise DeviceUnavailable("the device is not there any more")
     return action
 
 

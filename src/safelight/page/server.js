@@ -50,6 +50,12 @@ export class Server {
     this.status.value = await this.#api.json(`/v1/models/${encodeURI(name)}/load`, { method: "POST" });
   }
 
+  /** Gives workers new processes, one after the other: one of them, or all. Throws as `Api.fetch`. */
+  async restart(worker = null) {
+    const path = worker === null ? "/v1/workers/restart" : `/v1/workers/${worker}/restart`;
+    this.status.value = await this.#api.json(path, { method: "POST" });
+  }
+
   /** Adapters come and go while the server runs. */
   async askForLoras() {
     try {

@@ -26,7 +26,7 @@ PUBLIC_PATHS = frozenset(
 the page is for everybody."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_ADMIN_SUFFIXES = ("/load", "/unload", "/pin", "/unpin")
+_ADMIN_SUFFIXES = ("/load", "/unload", "/pin", "/unpin", "/restart")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 

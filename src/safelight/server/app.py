@@ -24,6 +24,7 @@ from safelight.server import (
     problems,
     schema,
     sdapi,
+    workers,
 )
 from safelight.server.admission import Admission
 from safelight.server.body_limit import BodyLimit
@@ -33,7 +34,7 @@ from safelight.server.uploads import MAX_UPLOAD_BYTES
 
 MAX_JSON_BYTES = 1024 * 1024
 _TEXT_ONLY_PATH = "/v1/images/generations"
-APIS = (health, predictions, models, loras, images, edits, files, huggingface, sdapi, kserve, bfl, page)
+APIS = (health, predictions, models, workers, loras, images, edits, files, huggingface, sdapi, kserve, bfl, page)
 
 
 def _limit_bytes(path: str) -> int:

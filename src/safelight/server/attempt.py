@@ -20,7 +20,8 @@ class Attempt:
     """Of a job that has a place in a process. ``device_s`` are the seconds of the device that it used.
 
     Jobs that share the device share its time: each is charged its part only. So seconds per work stay those of the
-    worker, however many jobs it has at once.
+    worker, however many jobs it has at once. ``pace`` are the seconds per unit of work of its steps, if it had the
+    device alone.
     """
 
     def __init__(
@@ -38,6 +39,9 @@ class Attempt:
         self._ledger = ledger
         self._metrics = metrics
         self._charged_s = 0.0
+        self._first_step: tuple[int, float] | None = None
+        self._last_step_s = 0.0
+        self._was_alone = True
 
     async def run(self) -> JobOutcome | WorkerCrashed:
         """Its outcome. ``Cancelled`` also if the job never began, for whatever reason: nothing speaks against it."""
@@ -71,13 +75,26 @@ class Attempt:
         if step % self._job.params.num_images == 0:  # its images make their steps together
             self._metrics.step.observe(self._charge())
             self._metrics.batch_jobs.observe(self._sharing)
+            self._last_step_s = self._charged_s
+            self._first_step = self._first_step or (step, self._last_step_s)
 
     def _charge(self) -> float:
         """Seconds since the last time."""
         now_s = time.monotonic()
         seconds, self._charged_s = now_s - self._charged_s, now_s
-        self.device_s += seconds / self._sharing
+        sharing = self._sharing
+        self.device_s += seconds / sharing
+        self._was_alone &= sharing == 1
         return seconds
+
+    @property
+    def pace(self) -> float | None:
+        """Once it is drawn; from its second step on, since what comes before depends on more than the device."""
+        if self._first_step is None or not self._was_alone:
+            return None
+        first_step, first_s = self._first_step
+        work = self._job.params.work * (self._job.step - first_step) / self._job.params.total_steps
+        return (self._last_step_s - first_s) / work if work else None
 
     @property
     def _sharing(self) -> int:

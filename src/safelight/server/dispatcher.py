@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
@@ -16,7 +16,9 @@ from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.attempt import Attempt
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
+from safelight.server.choice import Choice
 from safelight.server.database import IdempotencyKey
+from safelight.server.device_paces import DevicePaces
 from safelight.server.forecast import Forecast
 from safelight.server.job_spans import JobSpans
 from safelight.server.ledger import JobLedger
@@ -24,6 +26,7 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
+from safelight.server.serving import Serving
 from safelight.server.worker import Worker
 from safelight.server.worker_jobs import MachineLost
 from safelight.tracing import NO_TRACING, Tracing
@@ -51,6 +54,9 @@ class Dispatcher:
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.paces = Paces()
+        self._serving = Serving(workers, changes)
+        self._device_paces = DevicePaces()
+        self._choice = Choice(self._device_paces)
         self.placement = Placement(models, workers, ledger.queue, changes, self.paces, model_wait_s)
         self.forecast = Forecast(models, workers, ledger.queue, self.placement, self.paces)
         self._ledger = ledger
@@ -129,26 +135,33 @@ class Dispatcher:
         """Gives the next job of each model to a device that has the model, as soon as one admits it, for ever."""
         while True:
             if (found := self._next()) is not None:
-                model, instance = found
-                await self._begin(self._queue.take(model), instance)
+                job, instance = found
+                self._take(job)
+                await self._begin(job, instance)
             else:
                 await self._changes.wait()
 
-    def _next(self) -> tuple[str, ModelInstance] | None:
-        """A model whose next job can begin, and where."""
+    def _next(self) -> tuple[Job, ModelInstance] | None:
+        """A job that can begin, and where."""
         if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
             return None
         for model in self._queue.models:
-            job = self._queue.head(model)
-            if job is not None and (instance := self._instance_for(job)) is not None:
-                return model, instance
+            if (found := self._choice.next(self._line(model), self._serving)) is not None:
+                return found
         return None
 
-    def _instance_for(self, job: Job) -> ModelInstance | None:
-        """The least busy one that admits it: an idle device is better than a shared one."""
-        instances = [instance for worker in self._workers for instance in worker.instances]
-        admitting = [each for each in instances if each.model.name == job.request.model and each.admits(job)]
-        return min(admitting, key=lambda each: (len(each.jobs_on_device), len(each.jobs)), default=None)
+    def _line(self, model: str) -> Iterator[Job]:
+        """The head alone is nearly always enough."""
+        if (head := self._queue.head(model)) is not None:
+            yield head
+            yield from self._queue.of(model)[1:]
+
+    def _take(self, job: Job) -> None:
+        """Out of the line, from which its owner has had a turn if it was the head."""
+        if self._queue.head(job.request.model) is job:
+            self._queue.take(job.request.model)
+        else:
+            self._queue.remove(job)
 
     async def _begin(self, job: Job, instance: ModelInstance) -> None:
         """One claim after the other: where the disk refuses one, the next would overtake it."""
@@ -184,10 +197,14 @@ class Dispatcher:
             outcome = await attempt.run()
         finally:
             instance.release(job)
+        if isinstance(outcome, WorkerCrashed | Unfit):
+            job.lost_on.add(instance.worker_id)
         with self._spans.ending(job, span, outcome):
             await self._settle(job, outcome)
         if isinstance(outcome, Succeeded):
             self.paces.of(job.request.model).measured(job.params.work, attempt.device_s)
+            if attempt.pace is not None:
+                self._device_paces.measured(job.request.model, instance.device.name, job.params.shape, attempt.pace)
 
     async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
         """What one attempt came to."""

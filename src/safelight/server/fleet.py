@@ -51,9 +51,10 @@ def refuse_what_does_not_fit(workers: Sequence[Worker]) -> None:
     """
     free_bytes, need_bytes, fitting = free_host_bytes(), 0.0, 0
     for worker in workers:
-        if worker.wanted is None or kind_of(worker.device.name) != "cpu":
+        device = worker.device.name
+        if worker.wanted is None or kind_of(device) != "cpu":
             continue
-        need_bytes += process_bytes(worker.wanted, worker.device.name)
+        need_bytes += process_bytes(worker.wanted.loaded_bytes(device), device)
         if fitting and need_bytes > free_bytes:
             worker.refuse(
                 NotEnoughMemory(

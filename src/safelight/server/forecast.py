@@ -52,6 +52,11 @@ class Forecast:
         load_s = self._seconds_until_loaded(model)
         return None if load_s is None else load_s + own_s
 
+    def remaining_s(self, worker: Worker) -> float | None:
+        """Seconds that the jobs of a device will still take it; ``None`` while it is not known how fast they are."""
+        seconds = [self._paces.of(job.request.model).seconds(job.work_left) for job in worker.jobs_on_device]
+        return None if None in seconds else sum(each for each in seconds if each is not None)
+
     def retry_after_s(self, model: str) -> int:
         """Whole seconds after which a place may be free."""
         return min(max(math.ceil(self._paces.of(model).job_seconds / max(len(self._serving(model)), 1)), 1), 60)

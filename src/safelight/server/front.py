@@ -28,12 +28,14 @@ from safelight.server.model_status import model_status, models_loaded
 from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
+from safelight.server.rollout import Rollout
 from safelight.server.roster import Roster
 from safelight.server.secret_file import read_or_make_key
 from safelight.server.served_model import ServedModel
 from safelight.server.status import (
     ServerStatus,
     device_memory,
+    labels_of,
     load_seconds,
     overall_status,
     worker_states,
@@ -78,6 +80,7 @@ class Front:
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast
+        self.rollout = Rollout(self.workers, self.changes, self.metrics)
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
@@ -113,6 +116,7 @@ class Front:
         self._start(self.webhooks.run, "tell webhooks")
         self._start(self.dispatcher.serve, "hand out jobs")
         self._start(self.placement.run, "place models")
+        self._start(self.rollout.run, "renew workers")
         limit_bytes = self.config.result_limit_mb * 1_000_000
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
@@ -137,6 +141,7 @@ class Front:
     def begin_drain(self) -> None:
         """From now on not ready, and no new work; ``drain`` does the rest."""
         self.is_draining = True
+        self.rollout.call_off()
         self.changes.announce()
 
     async def drain(self) -> None:
@@ -202,7 +207,8 @@ class Front:
             "images_per_min": round(self.metrics.throughput.images_per_min, 2),
             "storage": {"error": self.store.trouble.message if self.store.trouble else None},
             "cluster": self.cluster.status(),
-            "workers": [worker_status(worker) for worker in self.workers],
+            "workers": [worker_status(worker, self.forecast.remaining_s(worker)) for worker in self.workers],
+            "rollout": self.rollout.as_json(),
         }
 
     def show(self, job: Job, base_url: str) -> dict[str, Any]:
@@ -223,6 +229,10 @@ class Front:
             "workers": len(self.workers),
             "workers_ready": sum(worker.is_serving for worker in self.workers),
             "worker_state": worker_states(self.workers),
+            "worker_jobs": {labels_of(worker): len(worker.jobs) for worker in self.workers},
+            "worker_remaining_seconds": {
+                labels_of(worker): self.forecast.remaining_s(worker) or 0.0 for worker in self.workers
+            },
             "load_seconds": load_seconds(self.workers),
             **device_memory(self.workers),
             "storage_ok": self.store.trouble is None,

@@ -63,6 +63,7 @@ class Loader:
         worker_id, device = self._worker_id, self._device
         expected_s = self.history.seconds(model.name, device.name)
         instance = ModelInstance(worker_id, device, model, self._changes, self._metrics, self._cluster, expected_s)
+        instance.follows_a_death = self._deaths_in_a_row > 0
         self.coming, self.last_load = instance, instance.load
         self._changes.announce()
         try:

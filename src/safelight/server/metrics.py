@@ -51,6 +51,7 @@ class Metrics:
         self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
         self.model_switches = self._counter("model_switches", "Devices that went from one model to another.", "result")
+        self.worker_renewals = self._counter("worker_renewals", "New processes that operators ordered.", "result")
         self.cancelled = self._counter("cancelled", "Cancelled jobs.", "reason")
         self.webhooks = self._counter("webhooks", "Last messages of jobs to their webhooks.", "result")
         self.connections = Gauge("safelight_connections", "Open HTTP connections.", registry=self.registry)
@@ -77,6 +78,7 @@ class Metrics:
             (self.refused, _REFUSALS),
             (self.worker_restarts, ("died", "hung", "unfit")),
             (self.model_switches, ("done", "failed")),
+            (self.worker_renewals, ("done", "failed")),
             (self.cancelled, ("api", "disconnect")),
             (self.webhooks, ("delivered", "failed", "given_up")),
             (self.connections_closed, ("head", "body", "write", "limit")),
@@ -123,6 +125,8 @@ GAUGES = {
     "workers": "Workers that there should be: one a device.",
     "workers_ready": "Workers that are ready or busy.",
     "worker_state": "1 for the state that a worker is in, 0 for the others.",
+    "worker_jobs": "Jobs that a worker has.",
+    "worker_remaining_seconds": "What the jobs that a worker has will still take, as fast as jobs were done here.",
     "load_seconds": "What the phases of a worker's last load took.",
     "device_memory_used_bytes": "What is used of a device's memory, by whomever; on a CPU by the worker.",
     "device_memory_bytes": "Memory of a device.",
@@ -134,6 +138,8 @@ GAUGES = {
 }
 LABELS = {
     "worker_state": ("worker", "device", "state"),
+    "worker_jobs": ("worker", "device"),
+    "worker_remaining_seconds": ("worker", "device"),
     "load_seconds": ("worker", "device", "model", "phase"),
     "device_memory_used_bytes": ("worker", "device"),
     "device_memory_bytes": ("worker", "device"),

@@ -92,6 +92,8 @@ class ModelInstance:
         self.has_succeeded = False
         """Whether it has made a picture."""
         self.has_had_jobs = False
+        self.follows_a_death = False
+        """Whether the process before it has died, and none has done well since."""
         self._changes = changes
         self._metrics = metrics
         self._cluster = cluster

@@ -90,8 +90,10 @@ class Placement:
 
     def _is_worth_a_load(self, worker: Worker, model: ServedModel) -> bool:
         load_s = self.load_seconds(worker, model)
+        holders = self.holders(model)
         work = sum(job.params.work for job in self._queue.of(model.name))
-        wait_s = self._paces.of(model.name).seconds(work / len(self.holders(model)))
+        work += sum(job.work_left for holder in holders for job in holder.jobs_on_device)
+        wait_s = self._paces.of(model.name).seconds(work / len(holders))
         return wait_s is not None and (load_s is None or wait_s > load_s)
 
     def load_seconds(self, worker: Worker, model: ServedModel) -> float | None:
@@ -175,6 +177,10 @@ class Placement:
             self.load(model)
         model.is_pinned = is_pinned
         self._changes.announce()
+
+    def may_give_up(self, worker: Worker, model: ServedModel | None) -> bool:
+        """Whether the device may go to that model: it does not keep a pinned one. ``None``: the one that it has."""
+        return model in (None, worker.model) or not self._is_held(worker)
 
     def failure(self, model: ServedModel) -> SafelightError | None:
         """Why no device will ever have the model by itself, or ``None`` while one still may."""

@@ -35,16 +35,18 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
     if not states:
         return ServerStatus.READY if workers else ServerStatus.LOADING
     if any(worker.takes_jobs for worker in workers):
-        is_short = any(worker.loader.is_recovering for worker in workers if not worker.takes_jobs)
-        is_short |= bool(states & {WorkerState.FAILED, WorkerState.RESTARTING})
-        return ServerStatus.DEGRADED if is_short else ServerStatus.READY
+        is_hurt = any(worker.loader.is_recovering for worker in workers if not worker.takes_jobs)
+        is_hurt |= bool(states & {WorkerState.FAILED, WorkerState.RESTARTING})
+        return ServerStatus.DEGRADED if is_hurt else ServerStatus.READY
     if states == {WorkerState.FAILED}:
         return ServerStatus.FAILED
     return ServerStatus.WARMING if WorkerState.WARMING in states else ServerStatus.LOADING
 
 
-def worker_status(worker: Worker) -> dict[str, Any]:
-    """One entry of ``workers``: bytes of weights on the device, seconds of loading, the steps of running jobs."""
+def worker_status(worker: Worker, remaining_s: float | None = None) -> dict[str, Any]:
+    """One entry of ``workers``: bytes of weights on the device, seconds of loading, the steps of running jobs;
+    ``remaining_s`` is what these will still take.
+    """
     load, loader = worker.load, worker.loader
     jobs = [_running_job(job) for job in worker.jobs]
     is_beside = worker.coming is not None and worker.coming is not worker.shown
@@ -71,6 +73,7 @@ def worker_status(worker: Worker) -> dict[str, Any]:
         "restarts": loader.restarts,
         "job": jobs[0] if jobs else None,
         "jobs": jobs,
+        "remaining_s": None if remaining_s is None else round(remaining_s, 2),
         "batch_tokens": load.batch_tokens,
         "memory": load.memory and {"used_bytes": load.memory.used_bytes, "total_bytes": load.memory.total_bytes},
         "warm": {f"{width}x{height}": sorted(rows) for (width, height), rows in sorted(load.warm.items())},
@@ -110,19 +113,20 @@ def _component(load: LoadState, name: str, total_bytes: int) -> dict[str, Any]:
     return {"name": name, "bytes_done": done_bytes, "bytes_total": total_bytes}
 
 
+def labels_of(worker: Worker) -> tuple[str, str]:
+    """What its metrics are labelled with."""
+    return str(worker.id), worker.device.name
+
+
 def worker_states(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
     """For each worker and state, whether it is in it."""
-    return {
-        (str(worker.id), worker.device.name, state): worker.state is state
-        for worker in workers
-        for state in WorkerState
-    }
+    return {(*labels_of(worker), state): worker.state is state for worker in workers for state in WorkerState}
 
 
 def load_seconds(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
     """For each worker, what the phases of its last load took."""
     return {
-        (str(worker.id), worker.device.name, worker.model.name if worker.model else "", phase): seconds
+        (*labels_of(worker), worker.model.name if worker.model else "", phase): seconds
         for worker in workers
         for phase, seconds in worker.load.phase_seconds.items()
     }
@@ -130,7 +134,7 @@ def load_seconds(workers: Sequence[Worker]) -> dict[tuple[str, ...], float]:
 
 def device_memory(workers: Sequence[Worker]) -> dict[str, dict[tuple[str, ...], float]]:
     """Used and all memory of each worker's device, as it said last."""
-    said = [((str(worker.id), worker.device.name), worker.load.memory) for worker in workers]
+    said = [(labels_of(worker), worker.load.memory) for worker in workers]
     return {
         "device_memory_used_bytes": {labels: memory.used_bytes for labels, memory in said if memory},
         "device_memory_bytes": {labels: memory.total_bytes for labels, memory in said if memory},

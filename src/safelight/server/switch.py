@@ -61,16 +61,16 @@ def plan_switch(old: ServedModel, new: ServedModel, device: str, memory: Memory 
     setting = new.config.switch_overlap
     if setting != "auto":
         return setting == "always", f"switch_overlap is {setting}"
-    need_bytes, free_bytes = process_bytes(new, device), _free_bytes(kind_of(device), memory)
+    need_bytes, free_bytes = process_bytes(new.loaded_bytes(device), device), _free_bytes(kind_of(device), memory)
     if free_bytes is None:
         return False, f"how much memory of {device} is free is not known yet"
     need, free = f"{need_bytes / 1e9:.1f} GB", f"{free_bytes / 1e9:.1f} GB"
     return need_bytes <= free_bytes, f"{new.id} needs about {need} beside {old.id}, {free} of {device} are free"
 
 
-def process_bytes(model: ServedModel, device: str) -> float:
-    """What a process with this model takes of a device of this name, at most."""
-    return model.loaded_bytes(device) * _WEIGHTS_MARGIN + _WORK_BYTES[kind_of(device)]
+def process_bytes(weight_bytes: float, device: str) -> float:
+    """What a process with so much weights takes of a device of this name, at most."""
+    return weight_bytes * _WEIGHTS_MARGIN + _WORK_BYTES[kind_of(device)]
 
 
 def kind_of(device: str) -> str:

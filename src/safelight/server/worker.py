@@ -52,6 +52,8 @@ class Worker:
         self._asked = asyncio.Event()
         self._is_stopping = False
         self._is_pausing = False
+        self._is_to_be_renewed = False
+        self._refused: ServedModel | None = None
 
     # --- what others ask --------------------------------------------------------------------------------------------
 
@@ -66,10 +68,27 @@ class Worker:
         self._asked.set()
         self._changes.announce()
 
+    def renew(self, model: ServedModel | None = None) -> None:
+        """Has a new process take the place of the one that it has, with this model, or the same; or tries again."""
+        model = model or self.wanted or self._refused
+        if model is None:
+            return
+        self._is_to_be_renewed = True
+        if model is not self.wanted:
+            self.want(model)
+        self._asked.set()
+        self._changes.announce()
+
+    @property
+    def is_being_renewed(self) -> bool:
+        """Until the new process is ready, or cannot be had, and the old one is gone."""
+        return self._is_to_be_renewed or bool(self._leaving)
+
     def refuse(self, error: LoadError) -> None:
         """What is wanted cannot be had, until it is wanted again."""
         if self.wanted is not None:
             self.loader.errors[self.wanted.name] = error
+            self._refused = self.wanted
         self.wanted, self.error = None, error
         log.error("worker %d cannot serve: %s", self.id, error.message)
 
@@ -96,7 +115,7 @@ class Worker:
                 await self._load()
             elif self.wanted is None:
                 await self._unload(self.current)
-            elif self.wanted is not self.current.model:
+            elif self.wanted is not self.current.model or self._is_to_be_renewed:
                 await self._switch(self.current, self.wanted)
             else:
                 await self._serve(self.current)
@@ -108,9 +127,11 @@ class Worker:
         model, is_recovering = self.wanted, self.loader.is_recovering
         try:
             self.current = await self.loader.start(model)
+            self._is_to_be_renewed = False
             if not is_recovering:
                 self._kept_since_s = time.monotonic()
         except LoadError as error:
+            self._is_to_be_renewed = False
             if self.wanted is model:
                 self.refuse(error)
             self.loader.errors[model.name] = error
@@ -150,7 +171,7 @@ class Worker:
     # --- switch -----------------------------------------------------------------------------------------------------
 
     async def _switch(self, old: ModelInstance, model: ServedModel) -> None:
-        """The old model serves until the new one is ready, or ends first; if it fails, it serves on or comes back."""
+        """The old process serves until the new one is ready, or ends first; if it fails, it serves on or comes back."""
         self.switch = switch = Switch(old.model.id, model.id, keeps_serving=True, reason="its files are being checked")
         self._changes.announce()
         error: str | None = None
@@ -160,14 +181,17 @@ class Worker:
         except LoadError as failure:
             error = failure.message
             log.error("worker %d stays with %s: %s", self.id, old.model.name, error)
-            self.loader.errors[model.name] = failure
+            if self.current is not old or model is not old.model:
+                self.loader.errors[model.name] = failure
             if self.wanted is model:
                 self.wanted = old.model
         except CalledOff:
             error = "it was called off"
         self.loader.trouble, self.loader.is_recovering = None, False  # the switch tells of it
+        self._is_to_be_renewed = False
         switch.end(error)
-        self._metrics.model_switches.labels("failed" if error else "done").inc()
+        if model is not old.model:
+            self._metrics.model_switches.labels("failed" if error else "done").inc()
 
     async def _change(self, old: ModelInstance, model: ServedModel, switch: Switch) -> None:
         await model.refresh()
@@ -177,7 +201,8 @@ class Worker:
             plan = await asyncio.to_thread(plan_switch, old.model, model, self.device.name, old.load.memory)
         switch.keeps_serving, switch.reason = plan
         order = "serves until the next one is ready" if switch.keeps_serving else "ends first"
-        log.info("worker %d goes to %s, %s %s: %s", self.id, model.id, old.model.id, order, switch.reason)
+        what = "gets a new process of" if model is old.model else "goes to"
+        log.info("worker %d %s %s, %s %s: %s", self.id, what, model.id, old.model.id, order, switch.reason)
         if switch.keeps_serving:
             try:
                 self.current = await self.loader.start_surely(model)

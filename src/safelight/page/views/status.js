@@ -6,6 +6,7 @@ import { Throughput } from "../throughput.js";
 import { useEffect, useMemo, useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 import { Notices } from "./notices.js";
+import { Order } from "./order.js";
 import { Worker } from "./worker.js";
 
 const MAX_FAILURES = 8;
@@ -23,6 +24,7 @@ export function StatusView({ session }) {
         <${Models} session=${session} models=${status.models} />
         <section aria-labelledby="workers-title">
           <h3 id="workers-title">Workers</h3>
+          ${status.workers.length > 1 && html`<${Rollout} session=${session} rollout=${status.rollout} />`}
           ${status.workers.map((worker) => html`<${Worker} key=${worker.id} session=${session} worker=${worker} />`)}
         </section>
         <${Failures} session=${session} status=${status} />
@@ -88,6 +90,23 @@ function Model({ session, model }) {
       ${(refusal || model.error) && html`<p class="reason">${refusal || model.error}</p>`}
     </li>
   `;
+}
+
+/** All workers get new processes, and how far that is. */
+function Rollout({ session, rollout }) {
+  return html`
+    <div class="rollout">
+      <${Order} order=${() => session.server.restart()}>Restart all, one after the other<//>
+      ${rollout && html`<span class="quiet" role="status" data-testid="rollout">${rolloutText(rollout)}</span>`}
+    </div>
+  `;
+}
+
+function rolloutText({ state, worker, waiting, done, error }) {
+  if (state === "failed") return `Stopped: ${error}`;
+  if (state === "done") return `${done.length} with a new process`;
+  const now = worker === null ? "waiting until another one serves" : `worker ${worker} gets a new process`;
+  return `${now}, ${waiting.length} to come`;
 }
 
 /** Nothing is said of a rate before there is one to be seen. */

@@ -1,11 +1,11 @@
 /** One worker, as an operator wants to see it. */
 
 import { html } from "../html.js";
-import { useValue } from "../observable.js";
-import { useState } from "../vendor/hooks.js";
 import * as words from "../words.js";
 import { Components, LoadTime } from "./loading.js";
+import { Order } from "./order.js";
 
+const SERVING = ["ready", "busy"];
 const LOADING = ["starting", "loading", "warming", "restarting"];
 
 export function Worker({ session, worker }) {
@@ -17,9 +17,14 @@ export function Worker({ session, worker }) {
         <span class="quiet">${worker.device}</span>
         ${worker.model && html`<span class="quiet" data-testid="worker-model">${worker.model}</span>`}
         <span class="state" data-testid="worker-state">${worker.state}</span>
+        ${SERVING.includes(worker.state) && html`
+          <${Order} label=${`Restart worker ${worker.id}`} order=${() => session.server.restart(worker.id)}>Restart<//>
+        `}
       </header>
       ${worker.error && html`<p class="reason">${worker.error}</p>`}
-      ${worker.state === "failed" && html`<${Retry} session=${session} />`}
+      ${worker.state === "failed" && html`
+        <${Order} order=${() => session.server.load()}>Try to load again<//>
+      `}
       ${isLoading && html`
         <p class="quiet">${words.phase(worker)}<${LoadTime} worker=${worker} /></p>
         <${Components} worker=${worker} />
@@ -43,10 +48,11 @@ export function Worker({ session, worker }) {
 function Switch({ worker }) {
   const { switch: change, coming } = worker;
   if (!change || change.state === "done") return null;
+  const next = change.to === change.from ? "its next process" : change.to;
   if (change.state === "failed") {
-    return html`<p class="quiet" data-testid="switch">${change.to} could not take the place of ${change.from}: ${change.error}</p>`;
+    return html`<p class="quiet" data-testid="switch">${next} could not take the place of ${change.from}: ${change.error}</p>`;
   }
-  const order = change.keeps_serving ? `${change.from} serves until ${change.to} is ready` : `${change.from} ends before ${change.to} begins`;
+  const order = change.keeps_serving ? `${change.from} serves until ${next} is ready` : `${change.from} ends before ${next} begins`;
   return html`
     <p class="quiet" data-testid="switch">${order}: ${change.reason}.</p>
     ${coming && html`
@@ -113,15 +119,5 @@ function Phases({ phases, seconds }) {
       )}
     </span>
     <span class="quiet">${phases.map(([name, value]) => `${words.componentName(name)} ${value.toFixed(1)} s`).join(" · ")}</span>
-  `;
-}
-
-function Retry({ session }) {
-  const [refusal, setRefusal] = useState("");
-  const retry = () => session.server.load().catch((error) => setRefusal(error.message));
-  useValue(session.server.status);
-  return html`
-    <button type="button" onClick=${retry}>Try to load again</button>
-    ${refusal && html`<p class="error" role="alert">${refusal}</p>`}
   `;
 }
