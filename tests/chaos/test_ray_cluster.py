@@ -32,7 +32,9 @@ def cluster() -> Iterator[Cluster]:
         # What nodes start has their environment, not the front's.
         for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "STUB_STEP_S": "0.05", MARK: "on-a-node"}.items():
             patch.setenv(name, value)
-        head = _NODE | {"num_cpus": 0, "include_dashboard": False}
+        # Ray counts a node that was killed as lost after so many looks in vain; by default that takes 15 s.
+        looks = {"health_check_period_ms": 1000, "health_check_failure_threshold": 4}
+        head = _NODE | {"num_cpus": 0, "include_dashboard": False, "_system_config": looks}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             cluster.add_node(**_NODE)

@@ -19,6 +19,7 @@ from safelight.checkpoint.fingerprint import fingerprint
 from safelight.config import STUB_MODEL, Config, load_config
 from safelight.errors import ConfigError, LoadError
 from safelight.protocol import Cancel, Generate, Load, LoadFailed, Message, Ready, Succeeded, WorkerMessage
+from safelight.server import loader as loader_module
 from safelight.server.devices import Device
 from safelight.server.ray_cluster import devices_of, kind_of_devices, ray_address
 from safelight.server.ray_host import WorkerHost, at_node
@@ -26,9 +27,10 @@ from safelight.server.ray_process import with_absolute_paths
 from safelight.server.roster import Roster
 from safelight.server.serve import _check_devices
 from safelight.server.worker import Worker
+from safelight.server.worker_process import WorkerProcess
 from tests.server_process import gone
 from tests.unit.fake_checkpoint import write_checkpoint
-from tests.unit.running_front import TIMEOUT_S, make_front, params
+from tests.unit.running_front import TIMEOUT_S, make_front, params, running_front, submit, until
 
 LOAD = Load(STUB_MODEL, "cpu", "auto", [(64, 64)], models_dir="/front/models", loras_dir="/front/loras")
 
@@ -144,6 +146,26 @@ async def test_workers_come_and_go_with_the_devices(tmp_path: Path) -> None:
     roster.resize(three[:2])
     assert [worker.id for worker in front.workers] == [1, 0]
     await front.stop()
+
+
+@pytest.mark.anyio
+async def test_machines_that_are_lost_say_nothing_against_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three workers that die with a job end it; lost machines never do."""
+    stop = WorkerProcess.stop
+
+    async def stop_without_a_code(process: WorkerProcess, *, politely: bool) -> None:
+        await stop(process, politely=politely)
+
+    monkeypatch.setattr(WorkerProcess, "stop", stop_without_a_code)
+    monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0,))
+    async with running_front(tmp_path, "dies_in_a_job") as front:
+        job = await submit(front)
+        await until(front.changes, lambda: job.attempt > 4)
+        assert job.crashes == 0
+        assert "its node  no longer answers" not in str(front.status())
+        assert "lost: its machine no longer answers" in str(front.workers[0].loader.trouble)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class ModelInstance:
     def _loss(self) -> WorkerCrashed:
         """What the jobs get that it had."""
         if self.exit_code is None:
-            self.death_reason = f"lost: its node {self.node or ''} no longer answers"
+            self.death_reason = f"lost: {f'its node {self.node}' if self.node else 'its machine'} no longer answers"
             return MachineLost("the machine that made the image was lost; ask again")
         return WorkerCrashed(f"the worker died while it made the image (exit code {self.exit_code}); ask again")
 
