@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.quick:
         vars(args).update(_QUICK)
     record = Record(args.output, shlex.join(["python", "-m", "benchmarks.bench_front", *options]))
-    record.put(fsync_ms=front_scenarios.fsync_ms())
+    record.put(fsync_ms=front_scenarios.fsync_ms(), **(_earlier(args) if args.add else {}))
     try:
         with ended_by_signals():
             for scenario in args.scenarios:
@@ -56,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _earlier(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of scenarios that are not measured now, and with which commands those in the file were."""
+    found: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    kept = {name: found[name] for name in SCENARIOS if name in found and name not in args.scenarios}
+    return kept | {"earlier_commands": [*found.get("earlier_commands", []), found["command"]]} if kept else {}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--idle", type=float, default=5.0, help="workers: seconds without a job")
     add("--followers", type=_counts, default=[100, 1000, 5000], help="followers: how many")
     add("--streams", type=_streams, default=[JOB_STREAM, STATUS_STREAM], help="followers: of what")
+    add("--add", action="store_true", help="keep what --output holds of other scenarios")
     add("--output", type=Path, default=_OUTPUT, help="where the result goes, as JSON")
     return parser
 

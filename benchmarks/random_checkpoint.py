@@ -126,7 +126,7 @@ def _plan(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Path, Shapes]]
     """Writes the component's JSON files and yields its shards with the shapes of their tensors."""
     folder.mkdir(exist_ok=True)
     _write_json(folder / "config.json", config)
-    shapes = _shapes(folder, config)
+    shapes = shapes_of(folder, config)
     file_name = "diffusion_pytorch_model" if "_class_name" in config else "model"
     count = _SHARDS.get(folder.name, 1)
     if count == 1:
@@ -140,7 +140,7 @@ def _plan(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Path, Shapes]]
     yield from ((folder / name, shard) for name, shard in zip(names, shards, strict=True))
 
 
-def _shapes(folder: Path, config: dict[str, Any]) -> Shapes:
+def shapes_of(folder: Path, config: dict[str, Any]) -> Shapes:
     """By the names that the published files use: tied weights once, CLIP's below ``text_model``."""
     import diffusers
     import transformers

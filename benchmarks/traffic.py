@@ -21,7 +21,9 @@ _PARTIAL_IMAGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, due so many seconds after the start. Size ``auto`` and no steps mean the model's own defaults."""
+    """One request, due so many seconds after the start. Size ``auto`` and no steps mean the model's own defaults, no
+    model the server's.
+    """
 
     due_s: float
     prompt: str
@@ -29,12 +31,15 @@ class Asked:
     steps: int | None
     seed: int
     is_streamed: bool = False
+    model: str = ""
 
     def body(self) -> dict[str, Any]:
         """As ``POST /v1/images/generations`` takes it."""
         body: dict[str, Any] = {"prompt": self.prompt, "size": self.size, "seed": self.seed}
         if self.steps is not None:
             body["num_inference_steps"] = self.steps
+        if self.model:
+            body["model"] = self.model
         return body | {"stream": True, "partial_images": _PARTIAL_IMAGES} if self.is_streamed else body
 
 

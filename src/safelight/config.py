@@ -91,6 +91,11 @@ class Config:
         "memory; offload: everything does, at every step; auto: the first of these that fits",
         values.one_of("auto", "full", "low", "offload"),
     )
+    memory_limit_mb: int = _setting(
+        0,
+        "megabytes of a device's memory that its worker may use, as if the card were smaller; 0: all that is free",
+        values.whole_number(0, 10**7),
+    )
     step_cache: int = _setting(
         1,
         "2 or 3: in the middle of a picture only every second or third step is computed, the others are extrapolated; "

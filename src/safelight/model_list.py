@@ -14,6 +14,7 @@ OWN_SETTINGS = (
     "dtype",
     "precision",
     "memory",
+    "memory_limit_mb",
     "step_cache",
     "batch_limit",
     "warmup_sizes",

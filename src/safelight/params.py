@@ -157,9 +157,19 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def megapixels(self) -> float:
-        """What one row of a transformer call looks at: the image, and the reference beside it."""
+        """As ``row_pixels``, in millions."""
+        return self.row_pixels / 1e6
+
+    @property
+    def row_pixels(self) -> int:
+        """Pixels that one row of a transformer call looks at: the image's, and the reference's beside it."""
         across, down = self.reference_size or (0, 0)
-        return (self.width * self.height + across * down) / 1e6
+        return self.width * self.height + across * down
+
+    @property
+    def step_pixels(self) -> int:
+        """Of all rows that one picture has in a step: what must fit into a device's memory at once."""
+        return self.row_pixels * self.rows // self.num_images
 
     @property
     def work(self) -> float:

@@ -29,7 +29,7 @@ class Load(Message, frozen=True):
     ``batch_limit`` is how many rows may share a step at most, 0 leaves it to measured times; compiled kernels are kept
     in ``cache_dir``, if it is not empty; ``models_dir`` has the models that can be named as on the hub. A single file
     takes all but its transformer from ``base_model``. ``loras_dir`` has the LoRA adapters, of which ``lora_cache_mb``
-    megabytes are kept in the host's memory.
+    megabytes are kept in the host's memory. ``memory_limit_mb`` is what the worker may use of the device, 0: all of it.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Load(Message, frozen=True):
     base_model: str | None = None
     loras_dir: str = ""
     lora_cache_mb: int = 1024
+    memory_limit_mb: int = 0
 
 
 class Generate(Message, frozen=True):
@@ -91,6 +92,40 @@ class LoadProgress(Message, frozen=True):
     component_bytes: dict[str, int] = {}
 
 
+class Fit(msgspec.Struct, frozen=True):
+    """How a model was fitted into a device's memory: the mode, and the bytes that were planned for it.
+
+    ``max_pixels`` is the largest step that has room beside it, in pixels of all its rows with their references; 0 if
+    nobody knows. ``working_bytes_per_pixel`` is what a step was seen to take for each. ``note`` says why it is not
+    faster, if it could be.
+    """
+
+    mode: str
+    number_format: str
+    planned_bytes: int
+    max_pixels: int = 0
+    working_bytes_per_pixel: float = 0.0
+    note: str = ""
+
+    def has_room(self, pixels: int) -> bool:
+        """For a step of so many pixels."""
+        return not self.max_pixels or pixels <= self.max_pixels
+
+    @property
+    def room(self) -> str:
+        """In words."""
+        size_bytes = self.max_pixels * self.working_bytes_per_pixel
+        return f"{self.max_pixels / 1e6:.2f} megapixels, {size_bytes / 1e9:.2f} GB"
+
+    def refusal(self, pixels: int, device: str) -> str:
+        """The sentence for a picture of so many pixels that is too large."""
+        return (
+            f"a step of this picture has {pixels / 1e6:.2f} megapixels and takes about "
+            f"{pixels * self.working_bytes_per_pixel / 1e9:.2f} GB; beside the model {device} has room for "
+            f"{self.room}: ask for a smaller size"
+        )
+
+
 class Ready(Message, frozen=True):
     """Loaded and warm: jobs may come. ``phase_seconds`` maps import, weights, to_device and warmup to seconds.
 
@@ -100,6 +135,7 @@ class Ready(Message, frozen=True):
 
     phase_seconds: dict[str, float]
     batch_tokens: int = 0
+    fit: Fit | None = None
 
 
 class Warm(Message, frozen=True):
@@ -111,10 +147,14 @@ class Warm(Message, frozen=True):
 
 
 class Memory(Message, frozen=True):
-    """What is used of the device's memory, by whomever, and how much there is; on a CPU what this process uses."""
+    """What is used of the device's memory, by whomever, and how much there is; on a CPU, or within a limit, what this
+    process uses. Of a CUDA device also what its tensors take, and what is reserved for them.
+    """
 
     used_bytes: int
     total_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 class LoadFailed(Message, frozen=True):

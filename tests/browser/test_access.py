@@ -127,7 +127,7 @@ def _show_status(visitor: Visitor) -> None:
 
 
 def test_the_operator_sees_workers_memory_queue_throughput_errors_and_the_load_live(start: Start, visit: Visit) -> None:
-    server = start("--faults", "engine.step@40=kill", step_s=0.03, STUB_LOAD_S="1.5")
+    server = start("--faults", "engine.step@40=kill", "--memory-limit-mb", "1000", step_s=0.03, STUB_LOAD_S="1.5")
     with visit(server) as visitor:
         visitor.make("made before", steps=3)
         _show_status(visitor)
@@ -136,6 +136,11 @@ def test_the_operator_sees_workers_memory_queue_throughput_errors_and_the_load_l
         expect(page.get_by_text("1 since the start")).to_be_visible()
         expect(page.get_by_text(re.compile(r"weights \d+\.\d s · warmup"))).to_be_visible()
         expect(page.get_by_role("meter", name="Memory")).to_be_visible()
+        expect(
+            page.get_by_text(
+                re.compile(r"^\s*mode full, float32, 7\.0 MB planned, room for steps of \d+\.\d megapixels")
+            )
+        ).to_be_visible()
         visitor.record("[data-testid=worker-state]")
         server.submit("seen", steps=60)
         expect(page.get_by_role("progressbar", name=re.compile("Steps of req_"))).to_be_visible()

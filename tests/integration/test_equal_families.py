@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from safelight.checkpoint import Checkpoint, open_checkpoint
+from safelight.engine.flux.model import FluxModel
 from safelight.engine.model_manager import ModelManager
 from safelight.engine.sources import Source, open_source
 from safelight.model_card import Family, ModelCard
@@ -162,6 +163,29 @@ def test_kontext_with_and_without_a_picture(kontext: tuple[Checkpoint, Any]) -> 
 def test_a_picture_changes_what_kontext_draws(kontext: tuple[Checkpoint, Any]) -> None:
     (without,), (with_picture,), *_ = _drawn(kontext[0], EDITS[:2])
     assert np.abs(np.asarray(without, int) - np.asarray(with_picture, int)).max() > 10
+
+
+def test_kontext_is_warmed_up_as_it_is_used(kontext: tuple[Checkpoint, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first edit would pay for what looking at a picture takes the first time."""
+    begun: list[tuple[GenerationParams, Source | None]] = []
+    begin = FluxModel.begin
+
+    def noted(model: FluxModel, params: GenerationParams, source: Source | None) -> Any:
+        begun.append((params, source))
+        return begin(model, params, source)
+
+    monkeypatch.setattr(FluxModel, "begin", noted)
+
+    async def warm_up() -> None:
+        async with ModelManager() as manager:
+            await manager.load_model(kontext[0], "cpu")
+            await manager.warmup([(256, 256)])
+
+    asyncio.run(warm_up())
+    edits = [(params, source) for params, source in begun if source is not None]
+    ((params, source),) = edits
+    assert (params.width, params.height, params.reference_size) == (256, 256, (1024, 1024))
+    assert source is not None and source.image.size == (1024, 1024)
 
 
 def test_an_upload_becomes_the_reference_that_kontext_was_trained_with(kontext: tuple[Checkpoint, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from safelight.checkpoint import open_checkpoint
 from safelight.config import EMBEDDED_MODEL
+from safelight.engine.flux.adapted_forward import AdaptedForward
 from safelight.engine.flux.model import FluxModel
 from safelight.engine.flux.residency import HostResidency, Residency
 from safelight.engine.flux.tiles import TILE_PIXELS
@@ -116,3 +117,27 @@ def test_another_failure_of_the_vae_is_not_hidden(make_pipeline: Any, monkeypatc
     with pytest.raises(RuntimeError, match="shapes do not match"):
         _drawn(model, _params())
     assert not pipeline.vae.use_tiling
+
+
+def test_adapters_of_another_kind_make_room_when_memory_lacks(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in (4, 20):
+        matrices = random_matrices(embedded_layers(), rank, seed=rank)
+        write_diffusers(tmp_path / f"rank {rank}.safetensors", matrices)
+    model = FluxModel(make_pipeline(), Residency(CPU), loras=AdapterDirectories([tmp_path]), lora_cache_bytes=10**9)
+    small, large = (_params(loras=(LoraUse(f"rank {rank}"),)) for rank in (4, 20))
+    expected = [_drawn(model, params) for params in (_params(), large)]
+    made = FluxModel(make_pipeline(), Residency(CPU), loras=AdapterDirectories([tmp_path]), lora_cache_bytes=10**9)
+    _drawn(made, small)
+    empty, failures = AdaptedForward._empty, iter([RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
+
+    def fail_once(forward: AdaptedForward, *args: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return empty(forward, *args)
+
+    monkeypatch.setattr(AdaptedForward, "_empty", fail_once)
+    assert np.array_equal(_drawn(made, large), expected[1])
+    assert len(made._forward._layouts) == 1, "the first one has made room"
+    assert np.array_equal(_drawn(made, _params()), expected[0])

@@ -26,6 +26,7 @@ from safelight.protocol import (
     Drawn,
     EncodedImage,
     Failed,
+    Fit,
     FrontMessage,
     Generate,
     Load,
@@ -123,6 +124,27 @@ class Behaviour:
 
 class IsReady(Behaviour):
     pass
+
+
+class IsSmall(Behaviour):
+    """Has room for a step of 64x64 pixels; the second worker for four times as much. Its pictures say which it is."""
+
+    is_second = "--worker-id=1" in sys.argv
+
+    async def load(self, load: Load) -> None:
+        room = 64 * 64 * (4 if self.is_second else 1)
+        self.channel.send(Ready(PHASE_SECONDS, 0, Fit("low", "bfloat16", 20_600_000_000, room, 1000.0)))
+
+    async def generate(self, generate: Generate) -> None:
+        self.succeed(generate, generate.attempt, "second" if self.is_second else "first")
+
+
+class IsSlowAtFirst(Behaviour):
+    """The first process came in a slower mode than it could."""
+
+    async def load(self, load: Load) -> None:
+        note = "it is in mode low" if self.is_first() else ""
+        self.channel.send(Ready(PHASE_SECONDS, 0, Fit("low" if note else "full", "bfloat16", 10**9, note=note)))
 
 
 class HasSlowSteps(Behaviour):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from safelight.jobs import Job
+from safelight.protocol import Fit
 from safelight.server.choice import Choice
 from safelight.server.device_paces import DevicePaces
 from tests.unit.running_front import asked
@@ -22,7 +23,7 @@ class Device:
     def __init__(self, worker_id: int = 0, *jobs: Job, places: int = 2) -> None:
         self.worker_id = worker_id
         self.device = SimpleNamespace(name=f"cuda:{worker_id}")
-        self.load = SimpleNamespace(warm={(64, 64): {1}})
+        self.load = SimpleNamespace(warm={(64, 64): {1}}, fit=None)
         self.follows_a_death = self.has_succeeded = False
         self.jobs = self.jobs_on_device = list(jobs)
         self.places = places
@@ -93,6 +94,14 @@ def test_a_process_that_came_after_one_that_died_is_the_last_choice() -> None:
     assert chosen(devices, large()) == ("large", 0)
     devices[0].has_succeeded = True
     assert chosen(devices, job()) == ("job", 0)
+
+
+def test_a_device_without_the_memory_is_for_those_behind() -> None:
+    devices = [Device(0), Device(1, job())]
+    devices[0].load.fit = Fit("full", "bfloat16", 0, max_pixels=6400)
+    assert chosen(devices, large(), job()) == ("job", 0)
+    assert chosen(devices[:1], large()) == ("large", 0), "it has to say so"
+    assert chosen([devices[0], Device(1)], large()) == ("large", 1)
 
 
 # --- a job that lost its worker -----------------------------------------------------------------------------------

@@ -90,8 +90,12 @@ def _with_a_mask(mask: bytes = MASK) -> Iterator[dict[str, Any]]:
 def _with_a_strength() -> Iterator[dict[str, Any]]:
     yield _edit(fields={"strength": "0.5"}, image=IMAGE)
     yield _prediction(image=_uri(IMAGE), prompt_strength=0.5)
-    yield _json("/sdapi/v1/img2img", **TEXT, init_images=[_uri(IMAGE)], denoising_strength=0.5)
     yield _json("/hf/image-to-image", inputs=_uri(IMAGE), parameters=TEXT | {"strength": 0.5})
+
+
+def _with_a_strength_that_nobody_asked_for() -> Iterator[dict[str, Any]]:
+    """``webuiapi`` and its like send 0.75 with every picture."""
+    yield _json("/sdapi/v1/img2img", **TEXT, init_images=[_uri(IMAGE)], denoising_strength=0.75)
 
 
 async def _refused(client: httpx.AsyncClient, asked: Iterator[dict[str, Any]], sentence: str) -> None:
@@ -115,6 +119,7 @@ async def test_kontext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await _refused(client, _with_a_mask(), f"cannot draw anew what a mask marks in a picture: {offer}")
         await _refused(client, _with_a_mask(b"no picture, but nobody looked"), "cannot draw anew what a mask marks")
         await _refused(client, _with_a_strength(), f"strength: {offer}")
+        await _drawn(client, _with_a_strength_that_nobody_asked_for())
         variation = _edit("variations", image=IMAGE)
         await _refused(client, iter([variation]), f"cannot change a whole picture by a strength: {offer}")
         await _refused(client, iter([_edit(fields={"prompt": " "}, image=IMAGE)]), "prompt is required")
@@ -146,7 +151,8 @@ async def test_fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         offer = "it can draw anew what a mask marks in a picture"
         await _refused(client, _without_a_picture(), f"cannot draw from a prompt alone: {offer}")
         await _refused(client, _with_a_picture(IMAGE), f"cannot change a whole picture by a strength: {offer}")
-        await _refused(client, _with_a_strength(), f"cannot change a whole picture by a strength: {offer}")
+        for asked in (_with_a_strength(), _with_a_strength_that_nobody_asked_for()):
+            await _refused(client, asked, f"cannot change a whole picture by a strength: {offer}")
         variation = _edit("variations", image=IMAGE, mask=MASK)
         await _refused(client, iter([variation]), f"cannot change a whole picture by a strength: {offer}")
         negative = _edit(fields={"negative_prompt": "a square"}, image=IMAGE, mask=MASK)

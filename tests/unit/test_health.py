@@ -11,7 +11,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from safelight.server import health
+from safelight.server import status_feed
 from safelight.server.front import Front
 from tests.unit.running_front import TIMEOUT_S, make_front, running_front, serving, submit, until, until_ready
 
@@ -135,9 +135,10 @@ async def test_a_change_right_after_an_event_is_not_missed(
         in_pause.set()
         await may_go_on.wait()
 
-    monkeypatch.setattr(health, "asyncio", type("Clock", (), {"sleep": staticmethod(pause)}))
-    events = health._events(front)
+    monkeypatch.setattr(status_feed, "asyncio", type("Clock", (), {"sleep": staticmethod(pause)}))
+    events = front.status_feed.events()
     assert b'"status":"loading"' in await anext(events)
+    front.changes.announce()
     following = asyncio.ensure_future(anext(events))
     await asyncio.wait_for(in_pause.wait(), TIMEOUT_S)
     front.begin_drain()  # while the stream is not waiting for changes
@@ -148,16 +149,16 @@ async def test_a_change_right_after_an_event_is_not_missed(
 async def test_when_nothing_changes_the_stream_pings(
     tmp_path: Path, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_PING_S", 0.02)
-    monkeypatch.setattr(health, "_MIN_INTERVAL_S", 0.0)
-    events = health._events(make_front(tmp_path, model=str(checkpoint_dir)))
+    monkeypatch.setattr(status_feed, "_PING_S", 0.02)
+    monkeypatch.setattr(status_feed, "_MIN_INTERVAL_S", 0.0)
+    events = make_front(tmp_path, model=str(checkpoint_dir)).status_feed.events()
     await anext(events)
     assert [await asyncio.wait_for(anext(events), TIMEOUT_S) for _ in range(2)] == [b": ping\n"] * 2
 
 
 async def test_many_changes_at_once_are_one_event(tmp_path: Path, checkpoint_dir: Path) -> None:
     front = make_front(tmp_path, model=str(checkpoint_dir))
-    events = health._events(front)
+    events = front.status_feed.events()
     await anext(events)
     for _ in range(100):
         front.changes.announce()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import nn
 from benchmarks.random_checkpoint import FLUX_DEV
 from safelight.checkpoint import Checkpoint, Component
 from safelight.engine import memory_plan, options
-from safelight.engine.memory_plan import MemoryMode, plan_memory
+from safelight.engine.memory_plan import MemoryMode, plan_memory, plan_patiently
 from safelight.engine.options import EngineOptions, NumberFormat
 from safelight.engine.weight_counts import WeightCounts
 from safelight.errors import DeviceUnavailable, NotEnoughMemory
+from safelight.lora.layers import Size, checkpoint_layers
 from safelight.model_card import ModelCard
 
 COUNTS = {
@@ -40,10 +42,14 @@ def flux() -> Checkpoint:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Call it with the gigabytes that are free on the device and on the host, and whether the device has fp8."""
+    """Call it with the gigabytes that are free on the device and on the host, whether the device has fp8, and how many
+    it has in all.
+    """
 
-    def set_free(device_gb: float, host_gb: float = 64, *, has_float8: bool = True) -> None:
-        monkeypatch.setattr(memory_plan, "_free_bytes", lambda _: device_gb * 1e9)
+    def set_free(device_gb: float, host_gb: float = 64, *, has_float8: bool = True, all_gb: float = 0) -> None:
+        monkeypatch.setattr(
+            memory_plan, "_free_and_all_bytes", lambda _: (device_gb * 1e9, (all_gb or device_gb) * 1e9)
+        )
         monkeypatch.setattr(memory_plan, "_host_free_bytes", lambda: host_gb * 1e9)
         monkeypatch.setattr(options, "_has_float8", lambda _: has_float8)
         monkeypatch.setattr(options, "_check_float8", lambda _: None)
@@ -121,12 +127,12 @@ def test_what_does_not_fit_is_refused_with_all_figures(flux: Checkpoint, free: A
         plan_memory(flux, "cuda:0", EngineOptions(memory="full"))
 
 
-def test_a_cpu_has_one_mode(flux: Checkpoint, free: Any) -> None:
+def test_a_cpu_has_all_of_it_at_hand(flux: Checkpoint, free: Any) -> None:
     free(80)
     plan = plan_memory(flux, "cpu", EngineOptions())
     assert (plan.mode, plan.number_format, plan.hosted) == (MemoryMode.FULL, NumberFormat("float32"), frozenset())
-    with pytest.raises(DeviceUnavailable, match="--memory low is for CUDA"):
-        plan_memory(flux, "cpu", EngineOptions(memory="low"))
+    offload = plan_memory(flux, "cpu", EngineOptions(memory="offload"))
+    assert (offload.mode, offload.device_bytes, offload.host_bytes) == (MemoryMode.OFFLOAD, plan.device_bytes, 0)
     free(60)
     with pytest.raises(NotEnoughMemory, match="in mode full and float32 on cpu"):
         plan_memory(flux, "cpu", EngineOptions())
@@ -148,3 +154,69 @@ def test_the_docs_have_these_figures(flux: Checkpoint, free: Any) -> None:
             plan = plan_memory(flux, "cuda:0", EngineOptions(precision=precision, memory=mode))
             assert f"{plan.device_bytes / 1e9:.1f} GB" in row
             assert not plan.host_bytes or f"{plan.host_bytes / 1e9:.1f} GB" in row
+
+
+def test_the_largest_adapter_has_its_room(flux: Checkpoint, free: Any, tmp_path: Path) -> None:
+    free(80)
+    alone = plan_memory(flux, "cuda:0", EngineOptions())
+    layers = {name: size for name, size in checkpoint_layers(flux).items() if ".norm" not in name}
+    numbers = [_write_adapter_header(tmp_path / f"{rank}.safetensors", layers, rank) for rank in (4, 16)]
+    _write_adapter_header(tmp_path / "strange.safetensors", {"transformer_blocks.0.nothing": Size(8, 8)}, 64)
+    (tmp_path / "broken.safetensors").write_bytes(b"none")
+    plan = plan_memory(flux, "cuda:0", EngineOptions(loras_dir=str(tmp_path)))
+    assert plan.device_bytes - alone.device_bytes == numbers[1] * 3 * 2
+    free(alone.device_bytes / 1e9)
+    assert plan_memory(flux, "cuda:0", EngineOptions()).mode is MemoryMode.FULL
+    assert plan_memory(flux, "cuda:0", EngineOptions(loras_dir=str(tmp_path))).mode is MemoryMode.LOW
+
+
+def _write_adapter_header(path: Path, layers: dict[str, Size], rank: int) -> int:
+    """An adapter whose values take no space on the disk; how many numbers it has."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, size in layers.items():
+        for kind, shape in (("A", [rank, size.in_features]), ("B", [size.out_features, rank])):
+            begin, end = end, end + 2 * shape[0] * shape[1]
+            entries[f"transformer.{name}.lora_{kind}.weight"] = {
+                "dtype": "BF16",
+                "shape": shape,
+                "data_offsets": [begin, end],
+            }
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    return end // 2
+
+
+def test_a_slower_mode_than_the_card_has_says_so(flux: Checkpoint, free: Any) -> None:
+    free(23.5)
+    assert not plan_memory(flux, "cuda:0", EngineOptions()).note, "there is no more on this card"
+    free(30, all_gb=85)
+    assert not plan_memory(flux, "cuda:0", EngineOptions(memory="low")).note, "as it was asked for"
+    note = plan_memory(flux, "cuda:0", EngineOptions()).note
+    for part in ("in mode low and bfloat16", "30.0 of 85.0 GB were free", "in mode full and bfloat16", "load it again"):
+        assert part in note
+
+
+def test_a_limit_makes_a_card_small(flux: Checkpoint, free: Any) -> None:
+    free(80)
+    plan = plan_memory(flux, "cuda:0", EngineOptions(memory_limit_mb=23_500))
+    assert (plan.mode, plan.note) == (MemoryMode.LOW, "")
+    with pytest.raises(NotEnoughMemory, match="raise memory_limit_mb"):
+        plan_memory(flux, "cuda:0", EngineOptions(memory_limit_mb=1_000))
+
+
+def test_a_process_that_ends_is_waited_for(flux: Checkpoint, free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(80)
+    said = iter([2, 30, 80, 0])  # gigabytes that are free, each time that somebody looks
+    monkeypatch.setattr(memory_plan, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(memory_plan, "_free_and_all_bytes", lambda _: (next(said) * 1e9, 80e9))
+    assert plan_patiently(flux, "cuda:0", EngineOptions()).mode is MemoryMode.FULL
+    assert next(said) == 0
+    monkeypatch.setattr(memory_plan, "_PATIENCE_S", 0.0)
+    free(30, all_gb=80)
+    assert plan_patiently(flux, "cuda:0", EngineOptions()).note
+    free(2, all_gb=80)
+    with pytest.raises(NotEnoughMemory):
+        plan_patiently(flux, "cuda:0", EngineOptions())

@@ -27,6 +27,12 @@ def _take_all(queue: JobQueue) -> list[str]:
     return [queue.take("").id for _ in range(len(queue))]
 
 
+def _position(queue: JobQueue, waiting: Job) -> int:
+    ahead = queue.ahead(waiting)
+    assert ahead is not None
+    return ahead.jobs
+
+
 def test_jobs_come_out_in_the_order_they_came_in() -> None:
     queue = _queue()
     for name in "abc":
@@ -111,8 +117,8 @@ def test_a_higher_priority_goes_first_within_its_owner_only() -> None:
 def test_a_position_is_the_place_in_which_the_job_will_be_taken() -> None:
     queue = _queue()
     jobs = [_put(queue, "a0", owner="a"), _put(queue, "a1", owner="a"), _put(queue, "b0", owner="b")]
-    assert [queue.position(waiting) for waiting in jobs] == [0, 2, 1]
-    assert queue.position(job("another")) is None
+    assert [_position(queue, waiting) for waiting in jobs] == [0, 2, 1]
+    assert queue.ahead(job("another")) is None
     order = [waiting.id for waiting in queue]
     assert order == _take_all(queue) == ["a0", "b0", "a1"]
 

@@ -115,6 +115,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
         "remaining_s": None,
         "batch_tokens": 0,
         "memory": None,
+        "fit": None,
         "warm": {},
     }
 

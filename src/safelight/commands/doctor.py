@@ -76,6 +76,16 @@ def _models(config: Config) -> Iterator[Finding]:
         yield from _guarded(_model, config.of(entry))
 
 
+def _options(config: Config) -> EngineOptions:
+    return EngineOptions(
+        config.dtype,
+        config.precision,
+        config.memory,
+        loras_dir=str(config.adapters_dir),
+        memory_limit_mb=config.memory_limit_mb,
+    )
+
+
 def _model(config: Config) -> Iterator[Finding]:
     checkpoint = open_checkpoint(config.model, config.pulled_models, config.base_model)
     for folder, is_used in checkpoint.folders.items():
@@ -83,8 +93,10 @@ def _model(config: Config) -> Iterator[Finding]:
     size = f"{checkpoint.weight_bytes / 1e6:.1f} MB of weights"
     yield Finding(True, f"model {config.model}: {checkpoint.card.title}, every file is whole, {size}")
     for device in resolve_devices(config.device):
-        plan = plan_memory(checkpoint, device.name, EngineOptions(config.dtype, config.precision, config.memory))
+        plan = plan_memory(checkpoint, device.name, _options(config))
         yield Finding(True, f"device {device.name}: the model takes about {plan}, and fits")
+        if plan.note:
+            yield Finding(False, f"device {device.name}: {plan.note}", is_fatal=False)
     devices = resolve_devices(config.device, workers=config.workers)
     if devices[0].torch_name == "cpu" and len(devices) > 1:
         need_bytes = len(devices) * process_bytes(plan.device_bytes, "cpu")

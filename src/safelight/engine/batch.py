@@ -109,6 +109,8 @@ class Batch:
         self.max_tokens = 0
         self.max_rows = 0
         """Rows of one step at most; 0: as many as ``max_tokens`` allows."""
+        self.max_pixels = 0
+        """Pixels of all rows of a step at most, for want of memory; 0: as many as ``max_tokens`` allows."""
         self.model = model
         self._on_warm = on_warm
         self._arrivals: deque[DrawingJob] = deque()
@@ -172,6 +174,8 @@ class Batch:
         limit = self.max_tokens // self.model.tokens(first.job.params)
         if self.max_rows:
             limit = min(limit, self.max_rows)
+        if self.max_pixels:
+            limit = min(limit, self.max_pixels // first.job.params.row_pixels)
         for member in self._members[1:]:
             fits = member.job.params.shape == first.job.params.shape and not member.is_alone
             fits = fits and member.drawing.adapters == first.drawing.adapters

@@ -6,12 +6,15 @@ import asyncio
 import functools
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
+
+import msgspec
 
 from safelight.checkpoint import Checkpoint
 from safelight.engine import pipelines
@@ -20,18 +23,21 @@ from safelight.engine.batch_size import measure_batch_tokens
 from safelight.engine.drawing_job import DrawingJob, Generation, OnStep
 from safelight.engine.failures import reach
 from safelight.engine.load_report import LoadReport, OnLoadProgress
-from safelight.engine.memory import OnMemory, memory_of
-from safelight.engine.memory_plan import plan_memory
+from safelight.engine.memory import OnMemory, limit_memory, memory_of
+from safelight.engine.memory_plan import MemoryPlan, plan_patiently
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
 from safelight.engine.timeline import Timeline
 from safelight.engine.weight_files import read_ahead
+from safelight.engine.working_memory import check_fits, fitted, measure_step_bytes
 from safelight.errors import JobCancelled, Unavailable
 from safelight.hub.manifest import has_manifest
 from safelight.hub.verification import verify
 from safelight.lora.directory import AdapterDirectories
-from safelight.params import GenerationParams
+from safelight.model_card import Task
+from safelight.params import GenerationParams, SourceImage
+from safelight.protocol import Fit
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +62,16 @@ class ModelManager:
         self.phase_seconds: dict[str, float] = {}
         self.batch_tokens = 0
         """Tokens up to which jobs of one shape gain by sharing a step; 0: never."""
+        self.fit: Fit | None = None
+        """How the model was fitted into the memory, once it is warm."""
         self.on_warm: OnWarm = lambda *_: None
         self.on_memory: OnMemory = lambda _: None
         """Told after each job, from the GPU thread."""
         self._batch: Batch | None = None
         self._device = "cpu"
+        self._limit_bytes = 0
+        self._plan: MemoryPlan | None = None
+        self._step_bytes: float | None = None
         self._closed = False
 
     async def __aenter__(self) -> ModelManager:
@@ -91,6 +102,7 @@ class ModelManager:
     ) -> None:
         report = LoadReport(len(checkpoint.components), checkpoint.weight_bytes, on_progress, cancelled)
         reach("engine.load")
+        self._limit_bytes = options.memory_limit_bytes
         model = self._build(checkpoint, device, options, report)
         self._batch = Batch(model, lambda *use: self.on_warm(*use))
         self._batch.max_rows = options.batch_limit
@@ -112,8 +124,11 @@ class ModelManager:
             pipelines.import_libraries()
             from safelight.engine.flux.model import FluxModel
             from safelight.engine.flux.residency import residency_for
-        plan = plan_memory(checkpoint, device, options)
+        plan = self._plan = plan_patiently(checkpoint, device, options)
+        limit_memory(device, options.memory_limit_bytes)
         log.info("%s on %s takes about %s", checkpoint.card.id, device, plan)
+        if plan.note:
+            log.warning("%s: %s", checkpoint.card.id, plan.note)
         dtype = plan.number_format.dtype
         pipeline = pipelines.build_pipeline(checkpoint, device, dtype, report, plan.hosted)
         return FluxModel(
@@ -130,18 +145,35 @@ class ModelManager:
         measures how many rows gain by sharing a step.
         """
         start = time.monotonic()
+        card = self._loaded_checkpoint.card
+        # The text weighs more with a small picture: what a pixel takes would be too much for larger ones.
+        largest = max([*sizes, (card.default_width, card.default_height)], key=math.prod)
+        await self._on_gpu_thread(self._measure_step_sync, self._warmup_params(*largest))
         for width, height in sizes:
             await self._on_gpu_thread(self._warmup_sync, self._warmup_params(width, height))
         await self._on_gpu_thread(self._measure_sync)
         self.phase_seconds["warmup"] = time.monotonic() - start
 
+    def _measure_step_sync(self, params: GenerationParams, _cancelled: threading.Event) -> None:
+        self._step_bytes = measure_step_bytes(self._loaded_batch.model, params, self._device)
+
     def _warmup_sync(self, params: GenerationParams, cancelled: threading.Event) -> None:
         reach("engine.warmup")
-        job = DrawingJob(params)
+        params, source = self._as_usual(params)
+        job = DrawingJob(params, source=source)
         job.cancelled = cancelled
         self._loaded_batch.join(job)
         self._generate_image_sync(job)
         job.outcome.result()
+
+    def _as_usual(self, params: GenerationParams) -> tuple[GenerationParams, Source | None]:
+        """What people will ask like this: of a model that edits, with a picture to look at."""
+        card = self._loaded_checkpoint.card
+        if Task.EDITING not in card.tasks:
+            return params, None
+        size = card.reference_size(params.width, params.height)
+        edit = msgspec.structs.replace(params, source=SourceImage("", reference_size=size))
+        return edit, Source.to_look_at(*size)
 
     def _measure_sync(self, cancelled: threading.Event) -> None:
         card = self._loaded_checkpoint.card
@@ -149,6 +181,12 @@ class ModelManager:
         params = self._warmup_params(*card.probe_size)
         batch.max_tokens = measure_batch_tokens(batch.model, params, batch.max_rows, cancelled)
         self.batch_tokens = 0 if batch.max_rows == 1 else batch.max_tokens
+        if self._plan is not None:
+            batch.model.free_memory()
+            self.fit = fitted(self._plan, self._step_bytes, self._device, self._limit_bytes)
+            batch.max_pixels = self.fit.max_pixels
+            if self.fit.max_pixels:
+                log.info("room for a step: %s", self.fit.room)
 
     def _warmup_params(self, width: int, height: int) -> GenerationParams:
         card = self._loaded_checkpoint.card
@@ -174,6 +212,7 @@ class ModelManager:
 
         Raises a leaf of ``GenerationError``, ``LoraInvalid``; ``Unavailable`` if no model is loaded.
         """
+        check_fits(params, self.fit, self._device)
         if params.loras:
             await asyncio.to_thread(self._loaded_batch.model.prepare, params)
         job = DrawingJob(params, on_step, on_preview, source, timeline)
@@ -197,7 +236,7 @@ class ModelManager:
             log.exception("a defect of the batch")
             batch.fail(error)
         if job.outcome.exception() is None:  # of a device that broke there is nothing to ask
-            self.on_memory(memory_of(self._device))
+            self.on_memory(memory_of(self._device, self._limit_bytes))
 
     async def cleanup(self) -> None:
         """Frees the model and ends the GPU thread; calling it again does nothing."""

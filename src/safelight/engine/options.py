@@ -36,6 +36,12 @@ class EngineOptions:
     cache_dir: str = ""
     loras_dir: str = ""
     lora_cache_mb: int = 1024
+    memory_limit_mb: int = 0
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """0: none."""
+        return self.memory_limit_mb * 1_000_000
 
     def prepare_process(self) -> None:
         """To be called before torch is imported, which reads these once."""

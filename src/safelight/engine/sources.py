@@ -21,6 +21,11 @@ class Source:
         size = width, height
         return cls(Image.new("RGB", size, "gray"), Image.new("L", size, "white"))
 
+    @classmethod
+    def to_look_at(cls, width: int, height: int) -> Source:
+        """Anything: what a model that edits looks at in its warm-up."""
+        return cls(Image.new("RGB", (width, height), "gray"), None)
+
     def keep_outside_mask(self, drawn: Image.Image) -> Image.Image:
         """``drawn`` where the mask is white, the source elsewhere: to the pixel, as no VAE returns it."""
         return drawn if self.mask is None else Image.composite(drawn, self.image, self.mask)

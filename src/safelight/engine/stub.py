@@ -19,8 +19,9 @@ from PIL import Image
 from safelight.checkpoint import Checkpoint
 from safelight.engine.failures import check_picture
 from safelight.engine.load_report import LoadReport
+from safelight.engine.memory_plan import MemoryMode, MemoryPlan
 from safelight.engine.model_manager import ModelManager
-from safelight.engine.options import EngineOptions
+from safelight.engine.options import EngineOptions, NumberFormat
 from safelight.engine.previews import preview_steps
 from safelight.engine.sources import Source
 from safelight.params import SIZE_MULTIPLE, GenerationParams
@@ -111,6 +112,7 @@ class StubEngine(ModelManager):
         for component in checkpoint.components:
             with report.component(component.name, component.weight_bytes), report.phase("weights"):
                 time.sleep(_number("STUB_LOAD_S", 0.05) / len(checkpoint.components))
+        self._plan = MemoryPlan(MemoryMode.FULL, NumberFormat("float32"), checkpoint.weight_bytes, 0)
         return StubModel()
 
 

@@ -141,7 +141,7 @@ class Worker:
             self._channel.send(LoadProgress("warmup", None, parts, parts, total, total))
             sizes = load.warmup_sizes or [(checkpoint.card.default_width, checkpoint.card.default_height)]
             await self._manager.warmup(sizes)
-            self._channel.send(Ready(self._manager.phase_seconds, self._manager.batch_tokens))
+            self._channel.send(Ready(self._manager.phase_seconds, self._manager.batch_tokens, self._manager.fit))
         except DeviceFault as error:
             log.error("loading failed: %s", error.message)
             os._exit(os.EX_SOFTWARE)  # a new process may find the device well
@@ -241,6 +241,7 @@ def _options(load: Load) -> EngineOptions:
         load.cache_dir,
         load.loras_dir,
         load.lora_cache_mb,
+        load.memory_limit_mb,
     )
 
 

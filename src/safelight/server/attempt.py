@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from safelight.errors import InternalError, WorkerCrashed
 from safelight.jobs import Job
@@ -31,9 +32,11 @@ class Attempt:
         ledger: JobLedger,
         metrics: Metrics,
         trace_context: TraceContext = NOT_TRACED,
+        when_drawn: Callable[[], None] = lambda: None,
     ) -> None:
         self.device_s = 0.0
         self._trace_context = trace_context
+        self._when_drawn = when_drawn
         self._job = job
         self._instance = instance
         self._ledger = ledger
@@ -66,9 +69,11 @@ class Attempt:
                 self._step_done(progress.step)
             case Drawn():
                 self._charge()
+                self._when_drawn()
+                return self._ledger.announce(self._job)
             case Preview():
                 self._job.previews.append(progress)
-        self._ledger.announce(self._job)
+        self._ledger.get_on(self._job)
 
     def _step_done(self, step: int) -> None:
         self._job.step = step

@@ -9,10 +9,13 @@ from collections.abc import Collection, Iterable
 from safelight.jobs import Job
 from safelight.server.device_paces import CLEARLY, DevicePaces
 from safelight.server.model_instance import ModelInstance
+from safelight.server.room import has_room
 from safelight.server.serving import Serving
 
 _LOOK_AHEAD = 32
 """Jobs in line that are looked at while those before them wait for a better device."""
+_LOOKED_AT = 64
+"""Devices that have room for a job, the least busy ones."""
 
 _Promises = dict[ModelInstance, float]
 """Seconds for which devices are taken by jobs that wait for them, beside what they do now."""
@@ -32,8 +35,9 @@ class Choice:
         """Of the jobs for one model that wait in ``line``, the first that is to begin now, and where."""
         promised_s: _Promises = {}
         for job in itertools.islice(line, _LOOK_AHEAD):
-            avoided = _avoided(job, serving)
-            free = [each for each in serving.admitting(job) if each not in promised_s and each not in avoided]
+            found = list(itertools.islice(serving.admitting(job), _LOOKED_AT))
+            avoided = _avoided(job, found, serving)
+            free = [each for each in found if each not in promised_s and each not in avoided]
             if free:
                 here = min(free, key=lambda each: self._reluctance(job, each))
                 if not self._are_uneven(job):
@@ -81,10 +85,12 @@ class Choice:
         return self._paces.are_uneven(job.request.model, job.params.shape)
 
 
-def _avoided(job: Job, serving: Serving) -> set[ModelInstance]:
-    """Those on whose devices it has lost a worker, if there are others."""
-    if not job.lost_on:
+def _avoided(job: Job, found: Collection[ModelInstance], serving: Serving) -> set[ModelInstance]:
+    """Those without the memory for it, if there are others; and of these, those on whose devices it has lost a worker,
+    if there are others still. Where none has the memory, any is to say so.
+    """
+    if not job.lost_on and all(has_room(each, job.params) for each in found):
         return set()
-    instances = serving.of(job.request.model)
-    lost = {each for each in instances if each.worker_id in job.lost_on}
-    return lost if len(lost) < len(instances) else set()
+    instances = set(serving.of(job.request.model))
+    roomy = {each for each in instances if has_room(each, job.params)} or instances
+    return instances - ({each for each in roomy if each.worker_id not in job.lost_on} or roomy)

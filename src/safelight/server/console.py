@@ -9,6 +9,7 @@ import sys
 
 from safelight.server.front import Front
 from safelight.server.live_terminal import LiveTerminal
+from safelight.server.model_instance import WorkerState
 from safelight.server.status import worker_status
 from safelight.server.worker import Worker
 from safelight.status_text import live_lines, moved, position
@@ -51,7 +52,12 @@ async def _show_lines(front: Front) -> None:
             if not worker.load.is_finished and last.get(worker.id) != state:
                 last[worker.id] = state
                 log.info("worker %d: %s", worker.id, _line(worker), extra={"worker_id": worker.id})
-        await front.changes.wait()
+        is_loading = any(map(_is_loading, front.workers))
+        await (front.changes if is_loading else front.device_changes).wait()
+
+
+def _is_loading(worker: Worker) -> bool:
+    return not worker.load.is_finished and worker.state not in (WorkerState.FAILED, WorkerState.UNLOADED)
 
 
 def _line(worker: Worker) -> str:

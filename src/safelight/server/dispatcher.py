@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import uuid
@@ -26,6 +27,7 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
+from safelight.server.room import check_room
 from safelight.server.serving import Serving
 from safelight.server.worker import Worker
 from safelight.server.worker_jobs import MachineLost
@@ -54,16 +56,17 @@ class Dispatcher:
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.paces = Paces()
-        self._serving = Serving(workers, changes)
         self._device_paces = DevicePaces()
         self._choice = Choice(self._device_paces)
         self.placement = Placement(models, workers, ledger.queue, changes, self.paces, model_wait_s)
-        self.forecast = Forecast(models, workers, ledger.queue, self.placement, self.paces)
+        self._serving = Serving(workers, changes)
+        self.forecast = Forecast(models, workers, ledger, self._serving, self.placement, self.paces)
         self._ledger = ledger
         self._models = models
         self._queue = ledger.queue
         self._workers = workers
-        self._changes = changes
+        self._device_changes = changes
+        self._changes = changes.wider
         self._metrics = metrics
         self._spans = JobSpans(tracing)
         self._background: set[asyncio.Task[Any]] = set()
@@ -80,7 +83,8 @@ class Dispatcher:
         """Accepts a job: it is on disk when this returns, with the files of its source. With a key that is known,
         returns that key's job.
 
-        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no device can ever take it, ``LoadError``.
+        Raises ``QueueFull``, ``ShuttingDown``, a storage error, or, if no device can ever take it, ``LoadError`` or
+        ``InvalidSize``.
         """
         job = Job(f"job_{uuid.uuid4().hex}", self._models.resolved(request), created_s=time.time())
         try:
@@ -88,6 +92,7 @@ class Dispatcher:
                 raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
             if reason := self._why_it_waits(job):
                 raise reason
+            check_room(job.params, job.request.model, self._workers)
             self._queue.reserve(job, self.forecast.retry_after_s(job.request.model))
             return await self._keep(self._ledger.accept(job, idempotency, files or {}))
         except SafelightError as error:
@@ -121,8 +126,8 @@ class Dispatcher:
         elif job in self._ledger and not job.is_cancel_requested:
             job.is_cancel_requested = True
             self._metrics.cancelled.labels(reason).inc()
-            for worker in self._workers:
-                worker.cancel(job)
+            if (instance := self._serving.holder(job)) is not None:
+                instance.cancel(job)
 
     def abandon(self, job: Job) -> None:
         """As ``cancel``, for a client that does not wait for it."""
@@ -134,12 +139,11 @@ class Dispatcher:
     async def serve(self) -> None:
         """Gives the next job of each model to a device that has the model, as soon as one admits it, for ever."""
         while True:
-            if (found := self._next()) is not None:
+            while (found := self._next()) is not None:
                 job, instance = found
                 self._take(job)
-                await self._begin(job, instance)
-            else:
-                await self._changes.wait()
+                self._begin(job, instance)
+            await self._changes.wait()
 
     def _next(self) -> tuple[Job, ModelInstance] | None:
         """A job that can begin, and where."""
@@ -163,23 +167,26 @@ class Dispatcher:
         else:
             self._queue.remove(job)
 
-    async def _begin(self, job: Job, instance: ModelInstance) -> None:
-        """One claim after the other: where the disk refuses one, the next would overtake it."""
-        instance.reserve(job)
+    def _begin(self, job: Job, instance: ModelInstance) -> None:
+        """The place is taken at once; the claims of several jobs go to the disk together."""
+        self._serving.reserve(job, instance)
+        with about(**job.ids, worker_id=instance.worker_id):
+            self._let_run(self._claim_and_run(job, instance), f"run {job.id}")
+
+    async def _claim_and_run(self, job: Job, instance: ModelInstance) -> None:
         is_claimed = False
         try:
             is_claimed = await self._ledger.claim(job)
         finally:
             if not is_claimed:
-                instance.release(job)
+                self._serving.release(job)
         if is_claimed:
-            with about(**job.ids, worker_id=instance.worker_id):
-                self._let_run(self._run(job, instance), f"run {job.id}")
+            await self._run(job, instance)
 
     async def watch(self) -> None:
         """Tells those who wait once no device will have their model by itself. Their jobs are kept."""
         while True:
-            await self._changes.wait()
+            await self._device_changes.wait()
             for model in self._models:
                 if self._queue.count(model.name) and (failure := self.placement.failure(model)):
                     for job in self._queue.of(model.name):
@@ -192,11 +199,12 @@ class Dispatcher:
 
     async def _run(self, job: Job, instance: ModelInstance) -> None:
         span = self._spans.begin(job, instance)
-        attempt = Attempt(job, instance, self._ledger, self._metrics, span.context)
+        touch = functools.partial(self._serving.touch, instance)
+        attempt = Attempt(job, instance, self._ledger, self._metrics, span.context, touch)
         try:
             outcome = await attempt.run()
         finally:
-            instance.release(job)
+            self._serving.release(job)
         if isinstance(outcome, WorkerCrashed | Unfit):
             job.lost_on.add(instance.worker_id)
         with self._spans.ending(job, span, outcome):
@@ -239,8 +247,8 @@ class Dispatcher:
 
     async def _requeue(self, job: Job, crashes: int) -> None:
         await self._ledger.requeue(job, crashes)
-        if self._closed:
-            self._ledger.interrupt(job, _kept(job))
+        if (reason := self._why_it_waits(job)) is not None:
+            self._ledger.interrupt(job, reason)
 
     async def _keep(self, work: Coroutine[Any, Any, T]) -> T:
         """Sees ``work`` through even if the caller is cancelled meanwhile."""

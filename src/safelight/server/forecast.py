@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from safelight.jobs import Job, JobStatus
 from safelight.server.catalogue import Catalogue
-from safelight.server.model_instance import ModelInstance
+from safelight.server.ledger import JobLedger
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
-from safelight.server.queue import JobQueue
 from safelight.server.served_model import ServedModel
+from safelight.server.serving import Serving
 from safelight.server.worker import Worker
 
 
@@ -19,33 +19,40 @@ class Forecast:
     """From what waits and runs, how fast jobs of each model are done, and how long its loads took."""
 
     def __init__(
-        self, models: Catalogue, workers: Sequence[Worker], queue: JobQueue, placement: Placement, paces: Paces
+        self,
+        models: Catalogue,
+        workers: Sequence[Worker],
+        ledger: JobLedger,
+        serving: Serving,
+        placement: Placement,
+        paces: Paces,
     ) -> None:
         self._models = models
         self._workers = workers
-        self._queue = queue
+        self._ledger = ledger
+        self._queue = ledger.queue
+        self._serving = serving
         self._placement = placement
         self._paces = paces
 
     def position(self, job: Job) -> int | None:
         """How many jobs will be taken before it, at most; ``None`` if it does not wait."""
-        place = self._queue.position(job)
+        ahead = self._queue.ahead(job)
         model = self._models.named(job.request.model)
-        if place is None or model is None or self._placement.holders(model):
-            return place
+        if ahead is None or model is None or self._placement.holders(model):
+            return None if ahead is None else ahead.jobs
         worker = self._next_device()
-        return place + (self._queue.count(worker.model.name) if worker and worker.model else 0)
+        return ahead.jobs + (self._queue.count(worker.model.name) if worker and worker.model else 0)
 
     def eta_s(self, job: Job) -> float | None:
         """Seconds until the job will have ended; ``None`` before anything was measured that this can be told from."""
         pace = self._paces.of(job.request.model)
         if job.status is JobStatus.RUNNING:
             return pace.seconds(self._work_until_end(job))
-        waiting = self._queue.of(job.request.model)
-        before = sum(other.params.work for other in waiting[: self._queue.position(job) or 0])
-        serving = self._serving(job.request.model)
-        running = sum(_work_left(other) for instance in serving for other in instance.jobs)
-        own_s = pace.seconds((before + running) / max(len(serving), 1) + job.params.work)
+        ahead = self._queue.ahead(job)
+        before = (0.0 if ahead is None else ahead.work) + self._ledger.work_left(job.request.model)
+        serving = self._serving.of(job.request.model)
+        own_s = pace.seconds(before / max(len(serving), 1) + job.params.work)
         model = self._models.named(job.request.model)
         if serving or own_s is None or model is None:
             return own_s
@@ -59,17 +66,13 @@ class Forecast:
 
     def retry_after_s(self, model: str) -> int:
         """Whole seconds after which a place may be free."""
-        return min(max(math.ceil(self._paces.of(model).job_seconds / max(len(self._serving(model)), 1)), 1), 60)
-
-    def _serving(self, model: str) -> list[ModelInstance]:
-        instances = (instance for worker in self._workers for instance in worker.instances)
-        return [instance for instance in instances if instance.model.name == model and instance.is_serving]
+        return min(max(math.ceil(self._paces.of(model).job_seconds / max(len(self._serving.of(model)), 1)), 1), 60)
 
     def _work_until_end(self, job: Job) -> float:
         """What its process does until then: jobs that share its steps get on as fast as it does, or end sooner."""
-        shared = (instance.jobs_on_device for worker in self._workers for instance in worker.instances)
-        mates = next((jobs for jobs in shared if job in jobs), [job])
-        return sum(min(_work_left(mate), _work_left(job)) for mate in mates)
+        instance = self._serving.holder(job)
+        mates = instance.jobs_on_device if instance else []
+        return sum(min(mate.work_left, job.work_left) for mate in (mates if job in mates else [job]))
 
     def _seconds_until_loaded(self, model: ServedModel) -> float | None:
         """Of a model that no device serves: what other jobs have first, and a load as long as the last one."""
@@ -91,10 +94,10 @@ class Forecast:
         if worker.model is None:
             return 0.0
         name, pace = worker.model.name, self._paces.of(worker.model.name)
-        running_s = pace.seconds(sum(_work_left(job) for job in worker.jobs)) or 0.0
+        running_s = pace.seconds(sum(job.work_left for job in worker.jobs)) or 0.0
         if not self._queue.count(name):
             return running_s
-        waiting_s = pace.seconds(sum(job.params.work for job in self._queue.of(name)))
+        waiting_s = pace.seconds(self._queue.work_for(name))
         bound_s = self._placement.wait_s if wait_s == math.inf else max(wait_s, 0.0)
         return running_s + (bound_s if waiting_s is None else min(bound_s, waiting_s))
 
@@ -105,7 +108,3 @@ class Forecast:
             return self._queue.count(worker.model.name) if worker.model else 0
 
         return min(self._workers, key=waiting, default=None)
-
-
-def _work_left(job: Job) -> float:
-    return job.params.work * (1 - job.step / job.params.total_steps)

@@ -41,6 +41,7 @@ from safelight.server.status import (
     worker_states,
     worker_status,
 )
+from safelight.server.status_feed import StatusFeed
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
@@ -67,20 +68,25 @@ class Front:
         self.store = store
         self.tracing = tracing
         self.changes = Changes()
+        """Of whatever people see: also of how far a job is."""
+        self.moves = Changes(self.changes)
+        """Of what may let a job begin or end: one came, a place is free."""
+        self.device_changes = Changes(self.moves)
+        """Of which device has which model, or is to have it."""
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
         self.loras = LoraShelves(config.adapters_dir)
         self.cluster = cluster or local_cluster(config, worker_command)
-        self.workers = make_workers(config, self.models, self.changes, self.metrics, self.cluster)
+        self.workers = make_workers(config, self.models, self.device_changes, self.metrics, self.cluster)
         self.roster = Roster(self.workers, self._hire)
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
-        self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
+        self.ledger = JobLedger(self.queue, store, self.moves, self.metrics)
         self.dispatcher = Dispatcher(
-            self.ledger, self.models, self.workers, self.changes, self.metrics, config.model_wait_s, tracing
+            self.ledger, self.models, self.workers, self.device_changes, self.metrics, config.model_wait_s, tracing
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast
-        self.rollout = Rollout(self.workers, self.changes, self.metrics)
+        self.rollout = Rollout(self.workers, self.device_changes, self.metrics)
         self.is_draining = False
         self.is_stopped = False
         self.links = PictureLinks(config.data_dir, config.link_ttl_s)
@@ -93,6 +99,7 @@ class Front:
             read_or_make_key(config.data_dir / "webhook-key"),
             may_be_private=config.private_webhooks,
         )
+        self.status_feed = StatusFeed(self.changes, self.status, lambda: self.is_stopped)
         self._started_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -121,9 +128,9 @@ class Front:
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
 
     def _hire(self, worker_id: int, device: Device) -> Worker:
-        worker = Worker(worker_id, device, self.config, self.model, self.changes, self.metrics, self.cluster)
+        worker = Worker(worker_id, device, self.config, self.model, self.device_changes, self.metrics, self.cluster)
         self._keep(worker)
-        self.changes.announce()
+        self.device_changes.announce()
         return worker
 
     def _keep(self, worker: Worker) -> None:

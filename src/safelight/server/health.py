@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from safelight.server.callers import is_known
-from safelight.server.event_stream import PING, event, event_stream
+from safelight.server.event_stream import event_stream
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
 from safelight.server.model_instance import WorkerState
 from safelight.server.status import ServerStatus
 
-_MIN_INTERVAL_S = 0.1
-_PING_S = 15.0
 _COG_STATUS = {
     ServerStatus.LOADING: "STARTING",
     ServerStatus.WARMING: "STARTING",
@@ -75,7 +70,7 @@ def routes(front: Front) -> APIRouter:
     @router.get("/v1/status/stream", response_class=StreamingResponse)
     async def status_stream(request: Request) -> StreamingResponse:
         """The same as server-sent events named ``status``: one at once, then one after each change."""
-        return event_stream(_events(front))
+        return event_stream(front.status_feed.events())
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -89,15 +84,3 @@ def _probe(front: Front, request: Request, *, ok: bool) -> JSONResponse:
     headers = {} if ok else {"retry-after": str(_RETRY_AFTER_S.get(front.state, 2))}
     body = front.status() if is_known(request) else {"status": front.state.value}
     return JSONResponse(body, status_code=200 if ok else 503, headers=headers)
-
-
-async def _events(front: Front) -> AsyncIterator[bytes]:
-    while True:
-        seen = front.changes.count
-        yield event("status", json.dumps(front.status(), separators=(",", ":")))
-        if front.is_stopped:
-            return
-        # Changes that come faster than this are seen in one event.
-        await asyncio.sleep(_MIN_INTERVAL_S)
-        while front.changes.count == seen and not await front.changes.wait(_PING_S):
-            yield PING

@@ -17,6 +17,7 @@ from safelight.server.database import IdempotencyKey
 from safelight.server.ends import JobEnds
 from safelight.server.metrics import Metrics
 from safelight.server.queue import JobQueue
+from safelight.server.running_jobs import RunningJobs
 from safelight.server.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class JobLedger:
         self._changes = changes
         self._metrics = metrics
         self._jobs: dict[str, Job] = {}
+        self._running = RunningJobs()
         self._ends = JobEnds()
         self._stuck: set[object] = set()
         self._watched: WeakValueDictionary[str, Changes] = WeakValueDictionary()
@@ -57,7 +59,12 @@ class JobLedger:
 
     def count(self, status: JobStatus) -> int:
         """How many unfinished jobs have this status."""
-        return sum(job.status is status for job in self._jobs.values())
+        counts = {JobStatus.RUNNING: len(self._running), JobStatus.QUEUED: len(self._jobs) - len(self._running)}
+        return counts.get(status, 0)
+
+    def work_left(self, model: str) -> float:
+        """What is left of the jobs of this model that run."""
+        return self._running.work_of(model)
 
     @property
     def longest_wait_s(self) -> float:
@@ -99,6 +106,15 @@ class JobLedger:
     def announce(self, job: Job) -> None:
         """The job changed."""
         self._changes.announce()
+        self._tell_watchers(job)
+
+    def get_on(self, job: Job) -> None:
+        """The job made progress: nothing can begin or end because of it."""
+        self._running.get_on(job)
+        self._changes.widest.announce()
+        self._tell_watchers(job)
+
+    def _tell_watchers(self, job: Job) -> None:
         if (changes := self._watched.get(job.id)) is not None:
             changes.announce()
 
@@ -152,8 +168,9 @@ class JobLedger:
             await self._store.claim(job)
         except _STORAGE_ERRORS:
             self.queue.put_back(job)
-            await asyncio.sleep(_STORAGE_PAUSE_S)
+            await self._pause(job)
             return False
+        self._running.enter(job)
         if job.attempt == 1 and job.started_s is not None:
             self._metrics.queue.observe(max(job.started_s - job.created_s, 0.0))
         self.announce(job)
@@ -162,6 +179,7 @@ class JobLedger:
     async def requeue(self, job: Job, crashes: int) -> None:
         """running -> queued: this attempt came to nothing."""
         if await self._until_stored(lambda: self._store.requeue(job, crashes)):
+            self._running.leave(job)
             self.queue.put_back(job)
             self.announce(job)
         else:
@@ -173,6 +191,7 @@ class JobLedger:
             return self._discard(job)
         log.info("%s of %s %s after %d steps", job.id, job.request.request_id, status, job.step, extra=job.ids)
         del self._jobs[job.id]
+        self._running.leave(job)
         self._metrics.ended(job)
         self._ends.ended(job)
         self.announce(job)
@@ -182,6 +201,15 @@ class JobLedger:
         log.error(sentence, job.id, job.attempt, extra=job.ids)
         self._metrics.fenced.inc()
         self.announce(job)
+
+    async def _pause(self, job: Job) -> None:
+        """Nothing begins meanwhile."""
+        self._stuck.add(job)
+        try:
+            await asyncio.sleep(_STORAGE_PAUSE_S)
+        finally:
+            self._stuck.discard(job)
+            self._changes.announce()
 
     async def _until_stored(self, change: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from safelight.protocol import LoadProgress, Memory, Warm
+from safelight.protocol import Fit, LoadProgress, Memory, Warm
 
 
 class LoadState:
@@ -18,6 +18,7 @@ class LoadState:
         self.phase_seconds: dict[str, float] = {}
         self.batch_tokens = 0
         self.memory: Memory | None = None
+        self.fit: Fit | None = None
         self.warm: dict[tuple[int, int], set[int]] = {}
         self._expected_s = expected_s
         self._started_s = time.monotonic()
@@ -30,11 +31,12 @@ class LoadState:
             self._bytes_started_s = time.monotonic()
         self.progress = progress
 
-    def finish(self, phase_seconds: dict[str, float], batch_tokens: int = 0) -> None:
-        """The worker is ready, for jobs of so many tokens at once."""
+    def finish(self, phase_seconds: dict[str, float], batch_tokens: int = 0, fit: Fit | None = None) -> None:
+        """The worker is ready, for jobs of so many tokens at once, with the model fitted into its memory like this."""
         self._ready_after_s = self.seconds
         self.phase_seconds = phase_seconds
         self.batch_tokens = batch_tokens
+        self.fit = fit
 
     def warmed(self, warm: Warm) -> None:
         """So many rows of this size pay for no first use any more."""

@@ -8,7 +8,7 @@ import math
 import time
 from enum import StrEnum
 
-from safelight.errors import LoadError, ProtocolError, WorkerCrashed, error_from_code
+from safelight.errors import LoadError, ProtocolError, error_from_code
 from safelight.jobs import Job
 from safelight.model_card import ModelCard
 from safelight.protocol import (
@@ -37,7 +37,7 @@ from safelight.server.load_state import LoadState
 from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.watchdog import Watchdog
-from safelight.server.worker_jobs import MachineLost, OnProgress, WorkerJobs
+from safelight.server.worker_jobs import OnProgress, WorkerJobs, loss
 from safelight.server.worker_orders import load_message
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ class ModelInstance:
         self.load = LoadState(expected_s)
         self.death_reason = "died"
         self.exit_code: int | None = None
+        self.node: str | None = None
+        """The machine that it runs on, if it is another one."""
         self.has_succeeded = False
         """Whether it has made a picture."""
         self.has_had_jobs = False
@@ -102,7 +104,6 @@ class ModelInstance:
         self._watchdog = Watchdog(self._config.hang_timeout_s)
         self._card: ModelCard | None = None
         self._process: EngineProcess | None = None
-        self._node: str | None = None
         self._ready: Ready | None = None
         self._said_ready = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
@@ -134,7 +135,7 @@ class ModelInstance:
         """Takes no more jobs, and ends when those that it has are done."""
         self._set_state(WorkerState.DRAINING)
         while self._jobs and not self._is_called_off:
-            await self._changes.wait()
+            await self._changes.wider.wait()
         await self.stop()
 
     def call_off(self) -> None:
@@ -172,22 +173,18 @@ class ModelInstance:
             # At once: no job may be given to a process that is about to end.
             self._set_state(WorkerState.DRAINING if self._is_called_off else WorkerState.RESTARTING)
             self.exit_code = await process.stop(politely=False)
-            self._node, self._process = process.node, None
-            self._jobs.lose(self._loss())
+            self._process = None
+            if self.exit_code is None:
+                self.death_reason = f"lost: {f'its node {self.node}' if self.node else 'its machine'} no longer answers"
+            self._jobs.lose(loss(self.exit_code))
             self._changes.announce()
-
-    def _loss(self) -> WorkerCrashed:
-        """What the jobs get that it had."""
-        if self.exit_code is None:
-            self.death_reason = f"lost: {f'its node {self.node}' if self.node else 'its machine'} no longer answers"
-            return MachineLost("the machine that made the image was lost; ask again")
-        return WorkerCrashed(f"the worker died while it made the image (exit code {self.exit_code}); ask again")
 
     async def _follow(self, process: EngineProcess) -> None:
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s) as deadline:
                 while (message := await process.receive()) is not None:
+                    self.node = process.node
                     self._handle(message)
                     if self._ready is not None:
                         deadline.reschedule(None)
@@ -221,10 +218,10 @@ class ModelInstance:
                 self._said_ready.set()
             case Warm():
                 self.load.warmed(message)
-                self._changes.announce()
+                self._changes.widest.announce()
             case Memory():
                 self.load.memory = message
-                self._changes.announce()
+                self._changes.widest.announce()
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
@@ -254,7 +251,7 @@ class ModelInstance:
 
     def _became_ready(self, ready: Ready) -> None:
         """In one go with what ``start`` returns to, so that nobody sees one that is ready and belongs to nobody."""
-        self.load.finish(ready.phase_seconds, ready.batch_tokens)
+        self.load.finish(ready.phase_seconds, ready.batch_tokens, ready.fit)
         self._watchdog.warmed_up(ready.phase_seconds.get("warmup", 0.0))
         self._ready_since_s = self._idle_since_s = time.monotonic()
         self._set_state(WorkerState.READY)
@@ -282,11 +279,6 @@ class ModelInstance:
         return time.monotonic() - self._idle_since_s
 
     @property
-    def node(self) -> str | None:
-        """The machine that it runs on, if it is another one and known."""
-        return self._node if self._process is None else self._process.node
-
-    @property
     def jobs(self) -> list[Job]:
         """What it works on, oldest first; also jobs that are about to begin."""
         return list(self._jobs)
@@ -295,6 +287,11 @@ class ModelInstance:
     def jobs_on_device(self) -> list[Job]:
         """Those of ``jobs`` that are not drawn yet."""
         return self._jobs.on_device
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a job that it admits."""
+        return self._card is not None and self.is_serving and self._jobs.is_open(self._card, self.load.batch_tokens)
 
     def admits(self, job: Job) -> bool:
         """Whether the job, which is for its model, may begin here now, alone or beside others."""
@@ -319,7 +316,7 @@ class ModelInstance:
         if self.state is WorkerState.BUSY and not self._jobs:
             self._set_state(WorkerState.READY)
         else:
-            self._changes.announce()
+            self._changes.wider.announce()
 
     async def run(self, job: Job, order: Generate, on_progress: OnProgress) -> JobOutcome:
         """Runs a job that has a place to its outcome.
@@ -341,6 +338,12 @@ class ModelInstance:
             self._process.send(Cancel(job.id))
 
     def _set_state(self, state: WorkerState) -> None:
-        if self.state is not WorkerState.RESTARTING:  # which is its last
+        before = self.state
+        if before is not WorkerState.RESTARTING:  # which is its last
             self.state = state
-        self._changes.announce()
+        if self.state is before:
+            self._changes.widest.announce()
+        elif {self.state, before} == SERVING:  # a matter of its jobs
+            self._changes.wider.announce()
+        else:
+            self._changes.announce()

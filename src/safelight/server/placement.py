@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
 from safelight.server.pace import Paces
 from safelight.server.queue import JobQueue
+from safelight.server.remembered import Remembered
 from safelight.server.served_model import ServedModel
 from safelight.server.worker import Worker
 
@@ -37,12 +39,22 @@ class Placement:
         self._queue = queue
         self._changes = changes
         self._paces = paces
+        self.holders = Remembered(changes, self._find_holders)
+        """Devices that have a model or are getting it, and are not to let go of it."""
+        self.failure = Remembered(changes, self._find_failure)
+        """Why no device will ever have a model by itself, or ``None`` while one still may."""
+        self._takers = Remembered(changes, self._find_takers)
+        self._showing = Remembered(changes, self._find_showing)
+        self._is_coming = Remembered(changes, self._find_whether_coming)
 
     async def run(self) -> None:
-        """Decides whenever something changed, or a time is over, for ever."""
+        """Decides soon after something changed, or a time is over, for ever."""
+        moves = self._changes.wider
         while True:
-            due_s = self.settle()
-            await self._changes.wait(None if due_s == math.inf else max(due_s, _LOOK_S))
+            seen, due_s = moves.count, self.settle()
+            await asyncio.sleep(_LOOK_S)  # many changes at once are looked at together
+            if moves.count == seen:
+                await moves.wait(None if due_s == math.inf else max(due_s - _LOOK_S, 0.0))
 
     def settle(self) -> float:
         """What is to be done now; seconds until there may be more to do though nothing changes."""
@@ -54,7 +66,8 @@ class Placement:
             if worker is not None and wait_s <= 0:
                 worker.want(model)
             due_s = min(due_s, wait_s if wait_s > 0 else math.inf)
-        return min([due_s, *(self._unload_if_idle(worker) for worker in self._workers)])
+        unloading = (model for model in self._models if model.config.idle_unload_s)
+        return min([due_s, *(self._unload_if_idle(worker) for model in unloading for worker in self._showing(model))])
 
     def _asked_for(self) -> list[ServedModel]:
         """Pinned models that no device has; then those that jobs wait for, the longest wait first."""
@@ -67,8 +80,7 @@ class Placement:
         is_served = bool(self.holders(model))
         waits = [
             (self._seconds_until_free(worker, model, is_served=is_served), len(worker.jobs), worker.id, worker)
-            for worker in self._workers
-            if worker.is_settled and self._may_take(worker, model)
+            for worker in self._takers(model)
         ]
         seconds, _, _, worker = min(waits, default=(math.inf, 0, 0, None))
         return worker, seconds
@@ -91,7 +103,7 @@ class Placement:
     def _is_worth_a_load(self, worker: Worker, model: ServedModel) -> bool:
         load_s = self.load_seconds(worker, model)
         holders = self.holders(model)
-        work = sum(job.params.work for job in self._queue.of(model.name))
+        work = self._queue.work_for(model.name)
         work += sum(job.work_left for holder in holders for job in holder.jobs_on_device)
         wait_s = self._paces.of(model.name).seconds(work / len(holders))
         return wait_s is not None and (load_s is None or wait_s > load_s)
@@ -104,6 +116,12 @@ class Placement:
     def _waiting_for(self, worker: Worker) -> int:
         return self._queue.count(worker.model.name) if worker.model else 0
 
+    def _find_takers(self, model: ServedModel) -> list[Worker]:
+        return [worker for worker in self._workers if worker.is_settled and self._may_take(worker, model)]
+
+    def _find_showing(self, model: ServedModel) -> list[Worker]:
+        return [worker for worker in self._workers if worker.model is model]
+
     def _may_take(self, worker: Worker, model: ServedModel) -> bool:
         if worker.model is model and worker.current is not None:
             return False
@@ -114,21 +132,20 @@ class Placement:
         model = worker.model
         return model is not None and model.is_pinned and self.holders(model) == [worker]
 
-    def _is_coming(self, model: ServedModel) -> bool:
+    def _find_whether_coming(self, model: ServedModel) -> bool:
         return any(worker.wanted is model and not self._has(worker, model) for worker in self._workers)
 
     @staticmethod
     def _has(worker: Worker, model: ServedModel) -> bool:
         return worker.current is not None and worker.current.model is model and worker.current.is_serving
 
-    def holders(self, model: ServedModel) -> list[Worker]:
-        """Devices that have it or are getting it, and are not to let go of it."""
+    def _find_holders(self, model: ServedModel) -> list[Worker]:
         return [worker for worker in self._workers if worker.wanted is model]
 
     def _unload_if_idle(self, worker: Worker) -> float:
         """Seconds until it will have been idle for too long."""
         model = worker.model
-        if worker.current is None or model is None or not model.config.idle_unload_s:
+        if worker.current is None or model is None:
             return math.inf
         if not worker.is_settled or not worker.is_idle:
             return math.inf
@@ -143,13 +160,17 @@ class Placement:
     # --- operators --------------------------------------------------------------------------------------------------
 
     def load(self, model: ServedModel) -> None:
-        """Tries again where a load has failed, else has a device load it, unless one does or has. Raises ``LoadError``
-        if all devices keep models that are pinned.
+        """Tries again where a load has failed, or the model came in a slower mode than it could; else has a device load
+        it, unless one does or has. Raises ``LoadError`` if all devices keep models that are pinned.
         """
         for worker in self._workers:
             if worker.loader.errors.pop(model.name, None) is not None and worker.wanted is None:
                 worker.want(model)
-        if self.holders(model):
+        self._changes.announce()
+        if holders := self.holders(model):
+            for worker in holders:
+                if worker.is_serving and worker.load.fit and worker.load.fit.note:
+                    worker.reload()
             return
         free = [worker for worker in self._workers if not self._is_held(worker)]
         if not free:
@@ -182,8 +203,7 @@ class Placement:
         """Whether the device may go to that model: it does not keep a pinned one. ``None``: the one that it has."""
         return model in (None, worker.model) or not self._is_held(worker)
 
-    def failure(self, model: ServedModel) -> SafelightError | None:
-        """Why no device will ever have the model by itself, or ``None`` while one still may."""
+    def _find_failure(self, model: ServedModel) -> SafelightError | None:
         errors = [worker.loader.errors.get(model.name) for worker in self._workers]
         found = [error for error in errors if error is not None]
         if found and len(found) == len(errors):

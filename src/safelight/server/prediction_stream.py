@@ -5,6 +5,7 @@ An event's id is the attempt and a place in it: denoising steps, then pictures, 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from safelight.server.dispatcher import Dispatcher
 from safelight.server.event_stream import PING, event, event_stream
 from safelight.server.follow import OnDisconnect, watch
 from safelight.server.prediction import progress_line
+
+_SHARED_EVENTS = 4096
 
 Show = Callable[[], dict[str, Any]]
 
@@ -107,7 +110,8 @@ class _Teller:
             self._seen = Place(job.attempt)
         steps = total_steps if job.status is JobStatus.SUCCEEDED else job.step
         for step in range(self._seen.number + 1, steps + 1):
-            yield self._told(step, self._names.log, progress_line(step, total_steps).rstrip("\n"))
+            self._seen = Place(job.attempt, step)
+            yield _step_event(self._names.log, job.attempt, step, total_steps)
         yield from self._news_of_previews()
         if job.status.is_terminal:
             yield from self._end(total_steps)
@@ -138,6 +142,12 @@ class _Teller:
     def _told(self, number: int, name: str, data: str) -> bytes:
         self._seen = Place(self.job.attempt, number)
         return event(name, data, str(self._seen))
+
+
+@functools.lru_cache(maxsize=_SHARED_EVENTS)
+def _step_event(name: str, attempt: int, step: int, total_steps: int) -> bytes:
+    """The same for all who follow the job, and for all jobs: made once."""
+    return event(name, progress_line(step, total_steps).rstrip("\n"), str(Place(attempt, step)))
 
 
 def _json(value: object) -> str:

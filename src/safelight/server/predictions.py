@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from safelight.errors import InvalidValue, LoadError, NotFound, ShuttingDown
 from safelight.jobs import Job, JobStatus
@@ -199,36 +199,34 @@ async def _model(front: Front, *names: str | None) -> ServedModel:
 
 
 async def _created(front: Front, job: Job, request: Request, wait_s: float | None) -> Response:
-    headers = {"x-job-id": job.id, "location": front.show(job, base_url(request))["urls"]["get"]}
+    shown = front.show(job, base_url(request))
+    headers = {"x-job-id": job.id, "location": shown["urls"]["get"]}
+    if not job.status.is_terminal:
+        # Replicate's SDKs poll on from this status only; every other one they take for the end.
+        shown["status"] = "starting"
     if wait_s is not None:
         headers["preference-applied"] = f"wait={wait_s:.0f}" if wait_s else "respond-async"
     if wait_s == 0:
-        return await _answer(front, job, request, headers, 202, is_created=True)
+        return await _sent(front, job, request, shown, headers, 202)
     status_code = 200 if request.method == "PUT" and job.status.is_terminal else 201
-    return await _answer(front, job, request, headers, status_code, is_created=True)
+    return await _sent(front, job, request, shown, headers, status_code)
 
 
-async def _answer(
-    front: Front,
-    job: Job,
-    request: Request,
-    headers: dict[str, str] | None = None,
-    status_code: int = 200,
-    *,
-    is_created: bool = False,
+async def _answer(front: Front, job: Job, request: Request) -> Response:
+    return await _sent(front, job, request, front.show(job, base_url(request)), {}, 200)
+
+
+async def _sent(
+    front: Front, job: Job, request: Request, shown: dict[str, Any], headers: dict[str, str], status_code: int
 ) -> Response:
-    shown = front.show(job, base_url(request))
-    if is_created and not job.status.is_terminal:
-        # Replicate's SDKs poll on from this status only; every other one they take for the end.
-        shown["status"] = "starting"
     if job.status is not JobStatus.SUCCEEDED or not _wants_data(request):
-        return JSONResponse(shown, status_code, headers)
+        return Response(msgspec.json.encode(shown), status_code, headers, media_type="application/json")
     del shown["output"]
     parts: list[Part] = [msgspec.json.encode(shown)[:-1], b',"output":[']
     for number, image in enumerate(job.result.images):
         start = f'{"," if number else ""}"data:{image.format.media_type};base64,'
         parts += [start.encode(), Base64(front.store.results.path(image.file)), b'"']
-    return await json_response([*parts, b"]}"], headers or {}, status_code)
+    return await json_response([*parts, b"]}"], headers, status_code)
 
 
 def _wants_data(request: Request) -> bool:

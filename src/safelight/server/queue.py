@@ -2,75 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 
 from safelight.errors import QueueFull
 from safelight.jobs import Job
-
-
-class FairLine:
-    """The jobs for one model: a line per owner, served in turn; in it by priority, then first come, first served."""
-
-    def __init__(self) -> None:
-        self._lines: OrderedDict[str, list[Job]] = OrderedDict()
-        self._arrivals: dict[Job, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._arrivals)
-
-    def __iter__(self) -> Iterator[Job]:
-        """In the order in which they will be taken."""
-        lines = [list(line) for line in self._lines.values()]
-        for place in range(max(map(len, lines), default=0)):
-            yield from (line[place] for line in lines if place < len(line))
-
-    @property
-    def oldest(self) -> Job:
-        """The job that has waited longest; there is one."""
-        return next(iter(self._arrivals))
-
-    def put(self, job: Job) -> None:
-        """To where its priority has it."""
-        self._arrivals[job] = None
-        line = self._lines.setdefault(job.request.owner, [])
-        place = len(line)
-        while place and line[place - 1].request.priority < job.request.priority:
-            place -= 1
-        line.insert(place, job)
-
-    def put_back(self, job: Job) -> None:
-        """To the head of its line, and its line comes next."""
-        self._arrivals[job] = None
-        owner = job.request.owner
-        self._lines.setdefault(owner, []).insert(0, job)
-        self._lines.move_to_end(owner, last=False)
-
-    @property
-    def head(self) -> Job:
-        """The job that ``take`` would remove now; there is one."""
-        return next(iter(self._lines.values()))[0]
-
-    def take(self) -> Job:
-        """Removes the head; the next one will be another owner's, if one waits."""
-        owner, line = next(iter(self._lines.items()))
-        job = line.pop(0)
-        self._lines.move_to_end(owner)
-        self._forget(job)
-        return job
-
-    def remove(self, job: Job) -> bool:
-        """Whether the job waited, and now does not."""
-        if job not in self._arrivals:
-            return False
-        self._lines[job.request.owner].remove(job)
-        self._forget(job)
-        return True
-
-    def _forget(self, job: Job) -> None:
-        del self._arrivals[job]
-        if not self._lines[job.request.owner]:
-            del self._lines[job.request.owner]
+from safelight.server.fair_line import FairLine
+from safelight.server.owner_line import Ahead
 
 
 class JobQueue:
@@ -174,7 +111,12 @@ class JobQueue:
         if not self._lines and not self._reserved:
             self.work = 0.0  # sums of floats drift
 
-    def position(self, job: Job) -> int | None:
-        """How many jobs for its model will be taken before it; ``None`` if it does not wait."""
-        line = self._lines.get(job.request.model, ())
-        return next((place for place, waiting in enumerate(line) if waiting is job), None)
+    def ahead(self, job: Job) -> Ahead | None:
+        """The jobs for its model that will be taken before it, at most; ``None`` if it does not wait."""
+        line = self._lines.get(job.request.model)
+        return None if line is None else line.ahead(job)
+
+    def work_for(self, model: str) -> float:
+        """The work of the jobs that wait for it."""
+        line = self._lines.get(model)
+        return 0.0 if line is None else line.work

@@ -1,4 +1,7 @@
-"""The pictures of finished jobs, as files: written whole or not at all, readable by this user only."""
+"""The pictures of finished jobs, as files: written whole or not at all, readable by this user only.
+
+Several threads may write at once: so many calls that wait for a disk take little longer than one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from safelight.faults import fault
+from safelight.jobs import JobOutcome, JobResult, ResultImage
+from safelight.protocol import EncodedImage, Succeeded
 
 _TEMPORARY = ".tmp"
 
@@ -47,12 +52,16 @@ class ResultFiles:
         """Makes the names of files that were written durable; their contents are."""
         if not self._has_new_names:
             return
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._has_new_names = False  # before the call: a name that comes meanwhile may need another
         try:
-            os.fsync(fd)
-            self._has_new_names = False
-        finally:
-            os.close(fd)
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            self._has_new_names = True
+            raise
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is removed already."""
@@ -65,3 +74,26 @@ class ResultFiles:
         for name in strays:
             self.delete(name)
         return len(strays)
+
+
+class PictureFiles(ResultFiles):
+    """The same for what jobs came to."""
+
+    def keep(self, job_id: str, attempt: int, done: Succeeded) -> JobResult:
+        """Writes all pictures of an attempt."""
+        images = [_result_image(job_id, attempt, index, image) for index, image in enumerate(done.images)]
+        for image, encoded in zip(images, done.images, strict=True):
+            self.write(image.file, encoded.data)
+        return JobResult(images, done.warnings, done.text_tokens, done.seconds)
+
+    def drop(self, outcome: JobOutcome | None) -> None:
+        """Removes the pictures of an attempt, if there are any."""
+        if isinstance(outcome, JobResult):
+            for image in outcome.images:
+                self.delete(image.file)
+
+
+def _result_image(job_id: str, attempt: int, index: int, image: EncodedImage) -> ResultImage:
+    # With the attempt in its name no late writer can touch the file of another attempt.
+    name = f"{job_id}-{attempt}-{index}.{image.format}"
+    return ResultImage(name, image.format, image.seed, image.width, image.height, len(image.data))

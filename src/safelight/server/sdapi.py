@@ -54,7 +54,9 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """``mask`` is white where the picture is drawn anew."""
+    """``mask`` is white where the picture is drawn anew. Clients send ``denoising_strength`` unasked: where a model has
+    none, as FLUX.1-Kontext, it has no effect.
+    """
 
     init_images: Annotated[list[str], Field(min_length=1, max_length=1)]
     mask: str | None = None
@@ -81,7 +83,7 @@ def routes(front: Front) -> APIRouter:
             card,
             body.init_images[0],
             body.mask,
-            body.denoising_strength,
+            body.denoising_strength if card.has_strength else None,
             _size(body, card) if body.width or body.height else None,
             mask_is_inverted=bool(body.inpainting_mask_invert),
             strength_name="denoising_strength",

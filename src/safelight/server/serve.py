@@ -148,6 +148,16 @@ def _make_data_dir(config: Config) -> None:
         raise ConfigError(f"--data-dir={str(config.data_dir)!r} is not writable")
 
 
+def _watch_children_without_threads() -> None:
+    """Python 3.11 has a thread for each child that it waits for; later ones do as here, by themselves."""
+    if sys.version_info < (3, 12):
+        with contextlib.suppress(AttributeError, OSError):  # not every kernel and sandbox knows it
+            os.close(os.pidfd_open(os.getpid()))
+            watcher = asyncio.PidfdChildWatcher()
+            watcher.attach_loop(asyncio.get_running_loop())
+            asyncio.set_child_watcher(watcher)
+
+
 async def _serve(
     config: Config,
     sock: socket.socket,
@@ -155,6 +165,7 @@ async def _serve(
     tracing: Tracing = NO_TRACING,
     cluster: Cluster | None = None,
 ) -> int:
+    _watch_children_without_threads()
     front = Front(config, store, tracing=tracing, cluster=cluster)
     limits = ConnectionLimits(
         config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+from msgspec import to_builtins
+
 from safelight.jobs import Job
 from safelight.logs import rfc3339
 from safelight.server.load_state import LoadState
@@ -75,8 +77,23 @@ def worker_status(worker: Worker, remaining_s: float | None = None) -> dict[str,
         "jobs": jobs,
         "remaining_s": None if remaining_s is None else round(remaining_s, 2),
         "batch_tokens": load.batch_tokens,
-        "memory": load.memory and {"used_bytes": load.memory.used_bytes, "total_bytes": load.memory.total_bytes},
+        "memory": _memory(load),
+        "fit": load.fit
+        and {**to_builtins(load.fit), "working_bytes_per_pixel": round(load.fit.working_bytes_per_pixel)},
         "warm": {f"{width}x{height}": sorted(rows) for (width, height), rows in sorted(load.warm.items())},
+    }
+
+
+def _memory(load: LoadState) -> dict[str, Any] | None:
+    """Of the device, after the last job."""
+    if (said := load.memory) is None:
+        return None
+    return {
+        "used_bytes": said.used_bytes,
+        "free_bytes": said.total_bytes - said.used_bytes,
+        "total_bytes": said.total_bytes,
+        "allocated_bytes": said.allocated_bytes,
+        "reserved_bytes": said.reserved_bytes,
     }
 
 

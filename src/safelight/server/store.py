@@ -1,13 +1,15 @@
 """``JobStore``: what outlives the process, and the only door to it from the event loop.
 
-One thread writes, another reads, so that finished pictures are served while a write waits for a lock. No SQLite call
-and no file is touched on the loop. Changes that wait for the disk reach it together (``write_thread.py``).
+One thread writes to the database, another reads, so that finished pictures are served while a write waits for a lock;
+a few write files, which are on disk before the database tells of them. No SQLite call and no file is touched on the
+loop. Changes that wait for the disk reach it together (``write_thread.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import sqlite3
@@ -19,11 +21,11 @@ from typing import ParamSpec, TypeVar
 
 from safelight.errors import SafelightError, StorageFull, StorageUnavailable, StoreError
 from safelight.faults import fault
-from safelight.jobs import COMPLETED, Job, JobError, JobOutcome, JobResult, JobStatus, ResultImage
-from safelight.protocol import EncodedImage, Succeeded
+from safelight.jobs import COMPLETED, Job, JobError, JobOutcome, JobResult, JobStatus
+from safelight.protocol import Succeeded
 from safelight.server.data_directory import RESULTS, SOURCES, lock, open_database
 from safelight.server.database import IdempotencyKey, JobDatabase
-from safelight.server.results import ResultFiles
+from safelight.server.results import PictureFiles, ResultFiles
 from safelight.server.write_thread import Change, WriteThread
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_FILE_THREADS = 4
 
 _PROBE_NAME = "probe"
 _PROBE_BYTES = 64 * 1024
@@ -43,13 +47,14 @@ class JobStore:
 
     def __init__(self, folder: Path, lock_fd: int, database: JobDatabase) -> None:
         self.trouble: SafelightError | None = None
-        self.results = ResultFiles(folder / RESULTS)
+        self.results = PictureFiles(folder / RESULTS)
         self.sources = ResultFiles(folder / SOURCES)
         self._folder = folder
         self._lock_fd = lock_fd
         self._database = database
         self._reader = JobDatabase(folder)
         self._write_thread = WriteThread(database, self._sync_names)
+        self._file_threads = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="store-file")
         self._read_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-read")
 
     @classmethod
@@ -70,6 +75,7 @@ class JobStore:
 
     def close(self) -> None:
         """Waits for what is being written, then releases the data directory."""
+        self._file_threads.shutdown()
         self._write_thread.close()
         self._read_thread.shutdown()
         self._reader.close()
@@ -82,14 +88,22 @@ class JobStore:
         self, job: Job, idempotency: IdempotencyKey | None = None, files: Mapping[str, bytes] | None = None
     ) -> str:
         """Stores a new job; its id, or that of the earlier job with the same key. Raises ``IdempotencyMismatch``."""
+        if files:
+            await self._in_file_thread(self._write_sources, files)
         return await self._change(self._add(job, idempotency, files or {}))
 
-    def _add(self, job: Job, idempotency: IdempotencyKey | None, files: Mapping[str, bytes]) -> Change[str]:
-        fault("store.add")
-        is_stored = False
+    def _write_sources(self, files: Mapping[str, bytes]) -> None:
         try:
             for name, data in files.items():
                 self.sources.write(name, data)
+        except BaseException:
+            self._delete_sources(files)
+            raise
+
+    def _add(self, job: Job, idempotency: IdempotencyKey | None, files: Iterable[str]) -> Change[str]:
+        is_stored = False
+        try:
+            fault("store.add")
             job_id = self._database.add(job, idempotency)
             yield
             is_stored = job_id == job.id
@@ -129,9 +143,13 @@ class JobStore:
         names = source.files if source else ()
         # As the job stands now: when the thread comes to it, another attempt may have begun.
         before = job.attempt, job.status
-        finishing = self._finish(job.id, *before, status, finished_s, outcome, names, tells_webhook=tells_webhook)
-        kept = await self._change(finishing)
-        if kept is None:
+        kept: JobOutcome
+        if isinstance(outcome, JobError):
+            kept = outcome
+        else:
+            kept = await self._in_file_thread(self.results.keep, job.id, job.attempt, outcome)
+        finishing = self._finish(job.id, *before, status, finished_s, kept, names, tells_webhook=tells_webhook)
+        if not await self._change(finishing):
             return False
         job.move_to(status)
         job.outcome, job.finished_s = kept, finished_s
@@ -144,34 +162,22 @@ class JobStore:
         before: JobStatus,
         status: JobStatus,
         finished_s: float,
-        outcome: Succeeded | JobError,
+        kept: JobOutcome,
         sources: tuple[str, ...],
         *,
         tells_webhook: bool,
-    ) -> Change[JobOutcome | None]:
-        kept: JobOutcome = outcome if isinstance(outcome, JobError) else self._write_pictures(job_id, attempt, outcome)
+    ) -> Change[bool]:
         fault("store.finish")
         is_current = self._database.finish(
             job_id, attempt, before, status, finished_s, kept, tells_webhook=tells_webhook
         )
         yield
         if not is_current:
-            self._delete_pictures(kept)
-            return None
+            self.results.drop(kept)
+            return False
         self._delete_sources(sources)
         fault("store.finished")
-        return kept
-
-    def _write_pictures(self, job_id: str, attempt: int, done: Succeeded) -> JobResult:
-        images = [_result_image(job_id, attempt, index, image) for index, image in enumerate(done.images)]
-        for image, encoded in zip(images, done.images, strict=True):
-            self.results.write(image.file, encoded.data)
-        return JobResult(images, done.warnings, done.text_tokens, done.seconds)
-
-    def _delete_pictures(self, outcome: JobOutcome | None) -> None:
-        if isinstance(outcome, JobResult):
-            for image in outcome.images:
-                self.results.delete(image.file)
+        return True
 
     async def webhook_done(self, job: Job) -> None:
         """The last message about this job has arrived, or never will."""
@@ -211,7 +217,7 @@ class JobStore:
     def _forget(self, jobs: list[Job]) -> int:
         self._database.delete([job.id for job in jobs])
         for job in jobs:
-            self._delete_pictures(job.outcome)
+            self.results.drop(job.outcome)
         return len(jobs)
 
     async def probe(self) -> None:
@@ -273,18 +279,26 @@ class JobStore:
         """In transactions of its own."""
         return await self._writing(self._write_thread.alone(lambda: function(*args, **kwargs)))
 
+    async def _in_file_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What it returns once the files that it writes are on disk."""
+        call = functools.partial(function, *args, **kwargs)
+        return await self._or_trouble(asyncio.get_running_loop().run_in_executor(self._file_threads, call))
+
     async def _writing(self, work: Awaitable[T]) -> T:
+        done = await self._or_trouble(work)
+        if self.trouble is not None:
+            log.info("storage works again")
+            self.trouble = None
+        return done
+
+    async def _or_trouble(self, work: Awaitable[T]) -> T:
         try:
-            done = await _stored(work)
+            return await _stored(work)
         except (StorageFull, StorageUnavailable) as error:
             if self.trouble is None:
                 log.error("storage: %s", error.message)
             self.trouble = error
             raise
-        if self.trouble is not None:
-            log.info("storage works again")
-            self.trouble = None
-        return done
 
     def _sync_names(self) -> None:
         self.sources.sync()
@@ -322,9 +336,3 @@ def _as_storage_error(error: sqlite3.Error | OSError) -> SafelightError:
     else:
         reason = "the data directory cannot be written or read"
     return StorageUnavailable(f"{reason}; what was accepted is kept", retry_after_s=5)
-
-
-def _result_image(job_id: str, attempt: int, index: int, image: EncodedImage) -> ResultImage:
-    # With the attempt in its name no late writer can touch the file of another attempt.
-    name = f"{job_id}-{attempt}-{index}.{image.format}"
-    return ResultImage(name, image.format, image.seed, image.width, image.height, len(image.data))

@@ -52,6 +52,7 @@ class Worker:
         self._asked = asyncio.Event()
         self._is_stopping = False
         self._is_pausing = False
+        self._is_to_reload = False
         self._is_to_be_renewed = False
         self._refused: ServedModel | None = None
 
@@ -67,6 +68,11 @@ class Worker:
             coming.call_off()
         self._asked.set()
         self._changes.announce()
+
+    def reload(self) -> None:
+        """Has the device load its model anew, once its jobs are done."""
+        self._is_to_reload = True
+        self._asked.set()
 
     def renew(self, model: ServedModel | None = None) -> None:
         """Has a new process take the place of the one that it has, with this model, or the same; or tries again."""
@@ -113,7 +119,8 @@ class Worker:
                 await self._asked.wait()
             elif self.current is None:
                 await self._load()
-            elif self.wanted is None:
+            elif self.wanted is None or self._is_to_reload:
+                self._is_to_reload = False
                 await self._unload(self.current)
             elif self.wanted is not self.current.model or self._is_to_be_renewed:
                 await self._switch(self.current, self.wanted)

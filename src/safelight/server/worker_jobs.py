@@ -21,6 +21,13 @@ class MachineLost(WorkerCrashed):
     """The machine went, and the worker with it: that says nothing against the job."""
 
 
+def loss(exit_code: int | None) -> WorkerCrashed:
+    """What the jobs get that a process had; without a code, nobody saw its end."""
+    if exit_code is None:
+        return MachineLost("the machine that made the image was lost; ask again")
+    return WorkerCrashed(f"the worker died while it made the image (exit code {exit_code}); ask again")
+
+
 @dataclass(slots=True, eq=False)
 class RunningJob:
     """A job that the process knows of."""
@@ -65,6 +72,15 @@ class WorkerJobs:
         mates = self.on_device
         return not mates or _may_share([*mates, job], card, batch_tokens)
 
+    def is_open(self, card: ModelCard, batch_tokens: int) -> bool:
+        """Whether there is a job that ``admit`` lets in."""
+        if not self._jobs:
+            return True
+        if any(each.crashes for each in self._jobs) or len(self._drawn) >= _MOST_DRAWN:
+            return False
+        mates = self.on_device
+        return not mates or _fits(sum(job.params.rows for job in mates) + 1, mates[0], card, batch_tokens)
+
     def reserve(self, job: Job) -> None:
         """Takes a place for the job."""
         self._jobs.append(job)
@@ -104,6 +120,10 @@ class WorkerJobs:
 
 def _may_share(jobs: list[Job], card: ModelCard, batch_tokens: int) -> bool:
     params = jobs[-1].params
-    rows = sum(job.params.rows for job in jobs)
     is_alike = all(job.params.shape == params.shape and job.params.loras == params.loras for job in jobs)
-    return is_alike and rows * card.tokens(params) <= batch_tokens
+    return is_alike and _fits(sum(job.params.rows for job in jobs), jobs[-1], card, batch_tokens)
+
+
+def _fits(rows: int, job: Job, card: ModelCard, batch_tokens: int) -> bool:
+    """So many rows of the job's shape."""
+    return rows * card.tokens(job.params) <= batch_tokens

@@ -36,4 +36,5 @@ def load_message(config: Config, device: Device) -> Load:
         config.base_model,
         str(config.adapters_dir),
         config.lora_cache_mb,
+        config.memory_limit_mb,
     )

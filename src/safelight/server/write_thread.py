@@ -23,7 +23,7 @@ If it does not get to the disk, the error is raised at the ``yield``.
 """
 
 _MOST = 64
-"""Changes of one transaction: nobody is to wait for hundreds of pictures of others."""
+"""Changes of one transaction: nobody is to wait for hundreds of others."""
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class _Entry:
 
 
 class WriteThread:
-    """The only one that changes the database and the files. ``sync`` is called before each commit."""
+    """The only one that changes the database. ``sync`` is called before each commit."""
 
     def __init__(self, database: JobDatabase, sync: Callable[[], None]) -> None:
         self._database = database

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safelight.engine.failures import is_out_of_memory
 from safelight.engine.flux.adapters import Adapters, Change
 from safelight.engine.flux.linears import Adaptable
 from safelight.engine.flux.low_rank import LowRank
@@ -82,11 +83,27 @@ class AdaptedForward:
         if layout is None:
             if len(self._layouts) >= _KEPT_LAYOUTS:
                 self._layouts.popitem(last=False)
-            low_ranks = [self._empty(layer, rank) for layer, rank in zip(self._layers, ranks, strict=True)]
-            layout = self._layouts[ranks] = _Layout(low_ranks, self._make_forward())
+            layout = self._layouts[ranks] = self._made(ranks)
         self._layouts.move_to_end(ranks)
         layout.fill(adapters, self._layers, changes)
         return layout
+
+    def _made(self, ranks: tuple[int, ...]) -> _Layout:
+        """A new one; if memory lacks, the others make room."""
+        try:
+            return self._new(ranks)
+        except RuntimeError as error:
+            if not self._layouts or not is_out_of_memory(error):
+                raise
+        self._layouts.clear()
+        self.at_steps(None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._new(ranks)
+
+    def _new(self, ranks: tuple[int, ...]) -> _Layout:
+        low_ranks = [self._empty(layer, rank) for layer, rank in zip(self._layers, ranks, strict=True)]
+        return _Layout(low_ranks, self._make_forward())
 
     def _empty(self, layer: Adaptable, rank: int) -> LowRank | None:
         if not rank:

@@ -71,6 +71,7 @@ function Facts({ session, worker }) {
       <dt>Restarts</dt><dd>${worker.restarts}</dd>
       <dt>Weights</dt><dd>${words.bytes(weights)}</dd>
       ${worker.memory && html`<dt>Memory</dt><dd><${Memory} memory=${worker.memory} /></dd>`}
+      ${worker.fit && html`<dt>Fit</dt><dd><${Fit} fit=${worker.fit} /></dd>`}
       <dt>At once</dt><dd>${worker.batch_tokens ? `jobs of up to ${worker.batch_tokens} tokens together` : "one job"}</dd>
       ${warm.length > 0 && html`<dt>Warm</dt><dd>${warm.join(" · ")}</dd>`}
       ${worker.past_loads.length > 0 && html`<dt>Loads</dt><dd><${PastLoads} loads=${worker.past_loads} /></dd>`}
@@ -87,6 +88,15 @@ function Memory({ memory: { used_bytes, total_bytes } }) {
       aria-valuenow=${used_bytes} aria-valuetext=${text}>
       <span style=${{ width: `${(100 * used_bytes) / total_bytes}%` }}></span>
     </div>
+  `;
+}
+
+/** How the model lies in the memory, what room that leaves, and whether it could be better. */
+function Fit({ fit: { mode, number_format, planned_bytes, max_pixels, note } }) {
+  const room = max_pixels ? `, room for steps of ${(max_pixels / 1e6).toFixed(1)} megapixels` : "";
+  return html`
+    mode ${mode}, ${number_format}, ${words.bytes(planned_bytes)} planned${room}
+    ${note && html`<p class="quiet">${note}</p>`}
   `;
 }
 
