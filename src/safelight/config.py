@@ -61,8 +61,19 @@ class Config:
     workers: int = _setting(
         0,
         "workers that share the CPU, each with a copy of the model and its share of the cores; 0: one, or one for each "
-        "CUDA device",
+        "CUDA device; of a cluster, how many to ask it for, 0: one a GPU, without GPUs one a node",
         values.whole_number(0, 256),
+    )
+    cluster: str | None = _setting(
+        None,
+        "where workers run, if not on this machine: ray, the Ray that this machine is part of or else one of its own; "
+        "ray://HOST[:PORT], the cluster with this head; empty: on this machine",
+        values.cluster,
+    )
+    lease_s: float = _setting(
+        10.0,
+        "seconds of silence after which a worker of a cluster counts as lost, and ends itself if it still runs",
+        values.lease,
     )
     dtype: str = _setting(
         "auto",

@@ -14,7 +14,9 @@ from safelight.faults import parse as parse_faults
 from safelight.params import check_size
 
 _MIN_KEY_CHARS = 8
+_MIN_LEASE_S = 2.0
 _TRACES_PATH = "/v1/traces"
+_CLUSTER = re.compile(r"ray(:(//)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:(?P<port>[0-9]{1,5}))?)?")
 _DEVICE = re.compile(r"auto|cpu|cuda|all|cuda:[0-9]{1,3}(,(cuda:)?[0-9]{1,3})*")
 
 
@@ -51,6 +53,13 @@ def seconds(value: str) -> float:
     return float(value)
 
 
+def lease(value: str) -> float:
+    """Long enough for a network to hesitate."""
+    if (found := seconds(value)) < _MIN_LEASE_S:
+        raise ValueError(f"is less than {_MIN_LEASE_S:g} seconds")
+    return found
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
@@ -70,6 +79,14 @@ def device(value: str) -> str:
     indices = re.findall(r"[0-9]+", value)
     if len({int(index) for index in indices}) != len(indices):
         raise ValueError("names a device twice")
+    return value
+
+
+def cluster(value: str) -> str:
+    """``ray``, ``ray://HOST[:PORT]``, or the same without the slashes."""
+    found = _CLUSTER.fullmatch(value)
+    if not found or not 0 < int(found["port"] or 1) <= 65535:
+        raise ValueError("is not ray or ray://HOST[:PORT]")
     return value
 
 

@@ -20,7 +20,7 @@ from safelight.server.app import APIS, create_app
 from safelight.server.front import Front
 from safelight.server.listener import bind
 from safelight.server.serve import serve
-from safelight.server.worker_process import _without_secrets
+from safelight.server.worker_process import without_secrets
 from tests.unit.running_front import make_front
 
 pytestmark = pytest.mark.anyio
@@ -230,7 +230,7 @@ def test_an_open_address_without_keys_is_refused(tmp_path: Path) -> None:
 
 def test_a_worker_does_not_get_the_keys() -> None:
     environment = {"SAFELIGHT_API_KEYS": "a=secret-secret", "PATH": "/bin", "STUB_STEP_S": "1"}
-    assert _without_secrets(environment) == {"PATH": "/bin", "STUB_STEP_S": "1"}
+    assert without_secrets(environment) == {"PATH": "/bin", "STUB_STEP_S": "1"}
 
 
 @pytest.mark.parametrize(

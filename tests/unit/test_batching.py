@@ -354,7 +354,7 @@ async def test_the_status_shows_all_jobs_and_what_the_process_has_learnt(tmp_pat
 async def test_jobs_that_share_a_device_share_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     front = make_front(tmp_path)
     worker, now_s = front.workers[0], 0.0
-    instance = ModelInstance(0, worker.device, front.model, front.changes, front.metrics, ())
+    instance = ModelInstance(0, worker.device, front.model, front.changes, front.metrics, front.cluster)
     monkeypatch.setattr(attempt_module, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now_s)}))
     jobs = [job("a", num_images=2), job("b")]
     attempts = [Attempt(one, instance, front.ledger, front.metrics) for one in jobs]

@@ -104,6 +104,7 @@ async def test_the_status_is_json_with_the_members_of_the_contract(tmp_path: Pat
             "queue": {"waiting": 0, "running": 0, "limit": 5},
             "images_per_min": 0.0,
             "storage": {"error": None},
+            "cluster": None,
             "rollout": None,
         }
         assert set(worker) >= {

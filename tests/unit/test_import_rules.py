@@ -89,6 +89,13 @@ def test_server_and_engine_do_not_know_each_other(path: Path) -> None:
         assert not {name for name in own if name.startswith("server")}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_ray_is_imported_where_its_name_stands_and_those_only_for_who_asks(path: Path) -> None:
+    is_ours = path.stem.startswith("ray_")
+    assert is_ours or "ray" not in {name.split(".")[0] for name in _imports(path)}
+    assert is_ours or not {name for name in _imports(path, inside_functions=False) if ".ray_" in name}
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("checkpoint/*.py")), ids=_name)
 def test_a_checkpoint_knows_nothing_of_the_processes_that_read_it(path: Path) -> None:
     known = {
@@ -136,7 +143,7 @@ def test_importing_it_leaves_torch_and_the_bars_out(module: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     roots = {name.split(".")[0] for name in loaded.stdout.split()}
     assert "safelight" in roots
-    assert not roots & (HEAVY | {"rich", "numpy", "PIL"})
+    assert not roots & (HEAVY | {"rich", "numpy", "PIL", "ray"})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

@@ -12,6 +12,7 @@ import pytest
 
 from safelight.jobs import JobStatus
 from safelight.server import loader as loader_module
+from safelight.server.cluster import LocalCluster
 from safelight.server.front import Front
 from safelight.server.model_instance import ModelInstance, WorkerState
 from safelight.setting_values import keys
@@ -141,7 +142,7 @@ async def test_a_new_process_that_cannot_be_had_leaves_the_others_as_they_are(ov
 async def test_a_device_that_was_broken_before_does_not_keep_the_others_from_new_processes(tmp_path: Path) -> None:
     async with fleet(tmp_path) as two:
         broken, healthy = two.front.workers
-        broken.loader._command = worker_command("fails_to_load", tmp_path / "marker")
+        broken.loader._cluster = LocalCluster([broken.device], worker_command("fails_to_load", tmp_path / "marker"))
         two.front.rollout.order(two.front.workers)
         await two.until(lambda: broken.state is WorkerState.FAILED)
         before = healthy.current

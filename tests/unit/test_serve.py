@@ -42,7 +42,7 @@ class Served:
         self.sock = bind("127.0.0.1", 0)
         self.url = url_of(self.sock)
 
-        def make(config: Config, store: JobStore, tracing: Tracing) -> Front:
+        def make(config: Config, store: JobStore, tracing: Tracing, cluster: object) -> Front:
             self.front = Front(config, store, worker_command(behaviour, folder / "marker"), tracing)
             self.made.set()
             return self.front

@@ -13,6 +13,7 @@ from safelight.model_card import ModelCard
 from safelight.model_list import ModelEntry
 from safelight.server import serving as serving_module
 from safelight.server.changes import Changes
+from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance, WorkerState
@@ -37,8 +38,8 @@ class Fleet:
 
     def _worker(self, number: int, config: Config, batch_tokens: int) -> Worker:
         device, metrics = Device(f"cpu:{number}", "cpu", {}), Metrics(dict)
-        worker = Worker(number, device, config, self.model, self.changes, metrics)
-        instance = ModelInstance(number, device, self.model, self.changes, metrics, ())
+        worker = Worker(number, device, config, self.model, self.changes, metrics, LocalCluster([device]))
+        instance = ModelInstance(number, device, self.model, self.changes, metrics, LocalCluster([device]))
         instance._card, instance.load.batch_tokens = CARD, batch_tokens
         instance.state = WorkerState.READY
         worker.current = instance

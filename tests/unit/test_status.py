@@ -12,6 +12,7 @@ from safelight.errors import LoadError
 from safelight.model_list import ModelEntry
 from safelight.protocol import LoadProgress, Warm
 from safelight.server.changes import Changes
+from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
 from safelight.server.model_instance import SERVING, ModelInstance, WorkerState
@@ -30,12 +31,13 @@ def _worker(state: WorkerState = WorkerState.STARTING, worker_id: int = 0) -> Wo
         Metrics(dict),
     )
     model = ServedModel(ModelEntry(model="safelight/stub", name="m"), config)
-    worker = Worker(worker_id, device, config, model, changes, metrics)
+    cluster = LocalCluster([device])
+    worker = Worker(worker_id, device, config, model, changes, metrics, cluster)
     if state in (WorkerState.FAILED, WorkerState.UNLOADED):
         worker.wanted = None
         worker.error = LoadError("the sentence") if state is WorkerState.FAILED else None
     else:
-        instance = ModelInstance(worker_id, device, model, changes, metrics, ())
+        instance = ModelInstance(worker_id, device, model, changes, metrics, cluster)
         instance.state = state
         if state in SERVING:
             worker.current, worker.loader.has_been_ready = instance, True
@@ -92,6 +94,7 @@ def test_a_loading_worker_says_how_far_it_is() -> None:
     assert entry == {
         "id": 0,
         "device": "cuda:1",
+        "node": None,
         "state": "loading",
         "model": "m",
         "coming": None,

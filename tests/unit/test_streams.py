@@ -6,8 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +84,7 @@ async def test_a_worker_that_dies_shows_nothing_twice(tmp_path: Path, monkeypatc
             await front.changes.wait()
         process = serving_instance(front)._process
         assert process is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         data = [json.loads(event["data"]) for event in events((await request).text)]
         assert [event.get("partial_image_index") for event in data] == [0, 1, 2, None]
         assert data[-1]["type"] == "image_generation.completed"

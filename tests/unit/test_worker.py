@@ -20,6 +20,7 @@ from safelight.model_list import ModelEntry
 from safelight.protocol import Cancelled, Failed, Generate, JobOutcome, JobProgress, StepDone, Succeeded
 from safelight.server import loader as loader_module
 from safelight.server.changes import Changes
+from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
 from safelight.server.loader import Loader
@@ -51,9 +52,9 @@ async def kept_worker(
     defaults: dict[str, Any] = {"data_dir": folder, "model": str(checkpoint)}
     config = Config(**defaults | settings)
     changes = Changes()
-    command = worker_command(behaviour, folder / "marker")
+    cluster = LocalCluster([CPU], worker_command(behaviour, folder / "marker"))
     worker = Worker(
-        0, CPU, config, ServedModel(ModelEntry(model=config.model), config), changes, Metrics(dict), command
+        0, CPU, config, ServedModel(ModelEntry(model=config.model), config), changes, Metrics(dict), cluster
     )
     keeping = asyncio.create_task(worker.keep())
     try:

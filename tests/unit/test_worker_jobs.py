@@ -120,7 +120,7 @@ async def test_all_places_are_lost_with_the_process() -> None:
     begun, waits = job(), job("job_2")
     jobs = _with(begun, waits)
     running = jobs.begin(begun, _ignore)
-    jobs.lose("it died")
+    jobs.lose(WorkerCrashed("it died"))
     assert list(jobs) == []
     with pytest.raises(WorkerCrashed, match="it died"):
         await running.outcome

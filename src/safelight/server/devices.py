@@ -16,11 +16,15 @@ _THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """``name`` is what people see (``cuda:1``); the worker process sees ``torch_name`` under ``environment``."""
+    """``name`` is what people see (``cuda:1``); the worker process sees ``torch_name`` under ``environment``.
+
+    ``is_placed``: each process gets its device from the cluster that places it, and nobody else gets it meanwhile.
+    """
 
     name: str
     torch_name: str
     environment: Mapping[str, str]
+    is_placed: bool = False
 
 
 def resolve_devices(setting: str, dev: Path = Path("/dev"), *, workers: int = 0) -> list[Device]:

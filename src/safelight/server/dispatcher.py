@@ -30,6 +30,7 @@ from safelight.server.placement import Placement
 from safelight.server.room import check_room
 from safelight.server.serving import Serving
 from safelight.server.worker import Worker
+from safelight.server.worker_jobs import MachineLost
 from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
@@ -220,21 +221,23 @@ class Dispatcher:
                 await self._requeue(job, job.crashes)  # the drain asked for it, or it never began
             case Unfit(code=code, message=message):
                 await self._lost(job, JobError(code, message))
+            case MachineLost():
+                await self._lost(job, JobError.of(outcome), crashes=0)
             case WorkerCrashed():
                 await self._lost(job, JobError.of(outcome))
 
-    async def _lost(self, job: Job, error: JobError) -> None:
+    async def _lost(self, job: Job, error: JobError, crashes: int = 1) -> None:
         """The worker is gone and left no outcome: once more, unless it was cancelled or kills every worker."""
         if job.is_cancel_requested:
             await self._ledger.end(job, JobStatus.CANCELLED, _cancelled(job))
         elif self._closed:
             await self._requeue(job, job.crashes)
-        elif job.crashes + 1 >= MAX_CRASHES:
+        elif job.crashes + crashes >= MAX_CRASHES:
             await self._ledger.end(job, JobStatus.FAILED, error)
         else:
             log.warning("%s lost its worker in attempt %d (%s); it runs again", job.id, job.attempt, error.code)
             self._metrics.retried.inc()
-            await self._requeue(job, job.crashes + 1)
+            await self._requeue(job, job.crashes + crashes)
 
     async def _requeue(self, job: Job, crashes: int) -> None:
         await self._ledger.requeue(job, crashes)

@@ -1,4 +1,4 @@
-"""The workers of one machine: one for each device, and which model each of them begins with."""
+"""The workers that there are at the start: one for each device, and which model each of them begins with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from safelight.config import Config
 from safelight.errors import NotEnoughMemory
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster, LocalCluster
 from safelight.server.devices import Device, resolve_devices
 from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
@@ -18,14 +19,18 @@ from safelight.server.worker import Worker
 log = logging.getLogger(__name__)
 
 
+def local_cluster(config: Config, command: Sequence[str]) -> LocalCluster:
+    """The devices of this machine. Raises ``ConfigError`` if devices and workers contradict each other."""
+    return LocalCluster(resolve_devices(config.device, workers=config.workers), command)
+
+
 def make_workers(
-    config: Config, models: Catalogue, changes: Changes, metrics: Metrics, command: Sequence[str]
+    config: Config, models: Catalogue, changes: Changes, metrics: Metrics, cluster: Cluster
 ) -> list[Worker]:
-    """Not started. Raises ``ConfigError`` if devices and workers contradict each other."""
-    devices = resolve_devices(config.device, workers=config.workers)
+    """Not started."""
     return [
-        Worker(index, device, config, model, changes, metrics, command)
-        for index, (device, model) in enumerate(_first_models(devices, models))
+        Worker(index, device, config, model, changes, metrics, cluster)
+        for index, (device, model) in enumerate(_first_models(cluster.devices, models))
     ]
 
 

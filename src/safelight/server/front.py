@@ -15,8 +15,10 @@ from safelight.jobs import Job, JobStatus
 from safelight.logs import about
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster
+from safelight.server.devices import Device
 from safelight.server.dispatcher import Dispatcher
-from safelight.server.fleet import make_workers, refuse_what_does_not_fit
+from safelight.server.fleet import local_cluster, make_workers, refuse_what_does_not_fit
 from safelight.server.janitor import tend
 from safelight.server.ledger import JobLedger
 from safelight.server.links import PictureLinks
@@ -27,6 +29,7 @@ from safelight.server.prediction import prediction
 from safelight.server.queue import JobQueue
 from safelight.server.rate_limit import RateLimit
 from safelight.server.rollout import Rollout
+from safelight.server.roster import Roster
 from safelight.server.secret_file import read_or_make_key
 from safelight.server.served_model import ServedModel
 from safelight.server.status import (
@@ -41,6 +44,7 @@ from safelight.server.status import (
 from safelight.server.status_feed import StatusFeed
 from safelight.server.store import JobStore
 from safelight.server.webhooks import Webhooks
+from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -58,6 +62,7 @@ class Front:
         store: JobStore,
         worker_command: Sequence[str] = WORKER_COMMAND,
         tracing: Tracing = NO_TRACING,
+        cluster: Cluster | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -71,7 +76,9 @@ class Front:
         self.metrics = Metrics(self._gauges)
         self.models = Catalogue(config)
         self.loras = LoraShelves(config.adapters_dir)
-        self.workers = make_workers(config, self.models, self.device_changes, self.metrics, worker_command)
+        self.cluster = cluster or local_cluster(config, worker_command)
+        self.workers = make_workers(config, self.models, self.device_changes, self.metrics, self.cluster)
+        self.roster = Roster(self.workers, self._hire)
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.moves, self.metrics)
         self.dispatcher = Dispatcher(
@@ -99,11 +106,11 @@ class Front:
     async def start(self) -> None:
         """Begins to load. What is wrong with a model's files becomes a status, not an exception."""
         await self.models.refresh()
-        if self.config.workers > 1:
+        if self.config.workers > 1 and not self.config.cluster:
             refuse_what_does_not_fit(self.workers)
         for worker in self.workers:
-            with about(worker_id=worker.id):
-                self._start(worker.keep, f"keep worker {worker.id}")
+            self._keep(worker)
+        self._start(functools.partial(self.cluster.keep, self.roster.resize), "follow the cluster")
         self._start(self._serve, "serve")
 
     async def _serve(self) -> None:
@@ -119,6 +126,16 @@ class Front:
         self._start(self.rollout.run, "renew workers")
         limit_bytes = self.config.result_limit_mb * 1_000_000
         self._start(functools.partial(tend, self.store, self.config.result_ttl_s, limit_bytes), "tend the store")
+
+    def _hire(self, worker_id: int, device: Device) -> Worker:
+        worker = Worker(worker_id, device, self.config, self.model, self.device_changes, self.metrics, self.cluster)
+        self._keep(worker)
+        self.device_changes.announce()
+        return worker
+
+    def _keep(self, worker: Worker) -> None:
+        with about(worker_id=worker.id):
+            self._start(worker.keep, f"keep worker {worker.id}")
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(again_after_defects(work, name), name=name))
@@ -146,19 +163,21 @@ class Front:
         self.dispatcher.close()
         if self.is_stopped:
             return
-        await asyncio.gather(*(worker.stop() for worker in self.workers))
+        await asyncio.gather(*(worker.stop() for worker in self.workers), self.roster.settle())
         await self.dispatcher.settle()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.webhooks.stop()
+        await self.cluster.close()
         self.is_stopped = True
         self.changes.announce()
 
     @property
     def state(self) -> ServerStatus:
         state = overall_status(self.workers, is_draining=self.is_draining)
-        return ServerStatus.DEGRADED if state is ServerStatus.READY and self.store.trouble else state
+        has_trouble = self.store.trouble or (self.cluster.status() or {}).get("error")
+        return ServerStatus.DEGRADED if state is ServerStatus.READY and has_trouble else state
 
     @property
     def is_ready(self) -> bool:
@@ -194,6 +213,7 @@ class Front:
             },
             "images_per_min": round(self.metrics.throughput.images_per_min, 2),
             "storage": {"error": self.store.trouble.message if self.store.trouble else None},
+            "cluster": self.cluster.status(),
             "workers": [worker_status(worker, self.forecast.remaining_s(worker)) for worker in self.workers],
             "rollout": self.rollout.as_json(),
         }

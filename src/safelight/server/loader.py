@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from safelight.config import Config
 from safelight.errors import LoadError
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster
 from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
 from safelight.server.load_state import LoadState
@@ -35,7 +35,7 @@ class Loader:
         config: Config,
         changes: Changes,
         metrics: Metrics,
-        command: Sequence[str],
+        cluster: Cluster,
     ) -> None:
         self.coming: ModelInstance | None = None
         self.last_load = LoadState()
@@ -54,7 +54,7 @@ class Loader:
         self._device = device
         self._changes = changes
         self._metrics = metrics
-        self._command = command
+        self._cluster = cluster
 
     async def start(self, model: ServedModel) -> ModelInstance:
         """A process that is ready. Raises ``LoadError``, ``ProcessDied`` or ``CalledOff``."""
@@ -62,7 +62,7 @@ class Loader:
             raise CalledOff
         worker_id, device = self._worker_id, self._device
         expected_s = self.history.seconds(model.name, device.name)
-        instance = ModelInstance(worker_id, device, model, self._changes, self._metrics, self._command, expected_s)
+        instance = ModelInstance(worker_id, device, model, self._changes, self._metrics, self._cluster, expected_s)
         instance.follows_a_death = self._deaths_in_a_row > 0
         self.coming, self.last_load = instance, instance.load
         self._changes.announce()
@@ -102,7 +102,8 @@ class Loader:
         """The process has ended by itself."""
         if instance.has_succeeded or instance.ready_s > _HEALTHY_AFTER_S:
             self._deaths_in_a_row = 0
-        self.trouble = f"the worker {instance.death_reason} (exit code {instance.exit_code})"
+        code = "" if instance.exit_code is None else f" (exit code {instance.exit_code})"
+        self.trouble = f"the worker {instance.death_reason}{code}"
         self.is_recovering = True
         self.restarts += 1
         self._metrics.worker_restarts.labels(instance.death_reason.partition(":")[0]).inc()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
 from enum import StrEnum
 
 from safelight.errors import LoadError, ProtocolError, error_from_code
@@ -32,14 +31,14 @@ from safelight.protocol import (
     WorkerMessage,
 )
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster, EngineProcess
 from safelight.server.devices import Device
 from safelight.server.load_state import LoadState
 from safelight.server.metrics import Metrics
 from safelight.server.served_model import ServedModel
 from safelight.server.watchdog import Watchdog
-from safelight.server.worker_jobs import OnProgress, WorkerJobs
-from safelight.server.worker_orders import load_message, process_options
-from safelight.server.worker_process import WorkerProcess
+from safelight.server.worker_jobs import OnProgress, WorkerJobs, loss
+from safelight.server.worker_orders import load_message
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class ModelInstance:
         model: ServedModel,
         changes: Changes,
         metrics: Metrics,
-        command: Sequence[str],
+        cluster: Cluster,
         expected_s: float | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -90,6 +89,8 @@ class ModelInstance:
         self.load = LoadState(expected_s)
         self.death_reason = "died"
         self.exit_code: int | None = None
+        self.node: str | None = None
+        """The machine that it runs on, if it is another one."""
         self.has_succeeded = False
         """Whether it has made a picture."""
         self.has_had_jobs = False
@@ -97,12 +98,12 @@ class ModelInstance:
         """Whether the process before it has died, and none has done well since."""
         self._changes = changes
         self._metrics = metrics
-        self._command = command
+        self._cluster = cluster
         self._config = model.config
         self._jobs = WorkerJobs()
         self._watchdog = Watchdog(self._config.hang_timeout_s)
         self._card: ModelCard | None = None
-        self._process: WorkerProcess | None = None
+        self._process: EngineProcess | None = None
         self._ready: Ready | None = None
         self._said_ready = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
@@ -160,10 +161,8 @@ class ModelInstance:
         await self.model.refresh()
         self._card = self.model.card
         load = await asyncio.to_thread(load_message, self._config, self.device)
-        relay_as = self.worker_id if self._config.log_format == "json" else None
-        options = process_options(self._config, self.worker_id)
-        process = await WorkerProcess.spawn(self.device.environment, options, self._command, relay_as)
-        log.info("worker %d started on %s, pid %d", self.worker_id, self.device.name, process.pid)
+        process = await self._cluster.spawn(self.device, self.worker_id, self.model)
+        log.info("worker %d started on %s", self.worker_id, self.device.name)
         self._process = process
         watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.worker_id}")
         try:
@@ -175,14 +174,17 @@ class ModelInstance:
             self._set_state(WorkerState.DRAINING if self._is_called_off else WorkerState.RESTARTING)
             self.exit_code = await process.stop(politely=False)
             self._process = None
-            self._jobs.lose(f"the worker died while it made the image (exit code {self.exit_code}); ask again")
+            if self.exit_code is None:
+                self.death_reason = f"lost: {f'its node {self.node}' if self.node else 'its machine'} no longer answers"
+            self._jobs.lose(loss(self.exit_code))
             self._changes.announce()
 
-    async def _follow(self, process: WorkerProcess) -> None:
+    async def _follow(self, process: EngineProcess) -> None:
         limit_s = self._config.load_timeout_s
         try:
             async with asyncio.timeout(limit_s) as deadline:
                 while (message := await process.receive()) is not None:
+                    self.node = process.node
                     self._handle(message)
                     if self._ready is not None:
                         deadline.reschedule(None)
@@ -191,12 +193,12 @@ class ModelInstance:
         except TimeoutError:
             await self._end_hung(process, f"did not finish loading within {limit_s:.0f} s")
 
-    async def _watch(self, process: WorkerProcess) -> None:
+    async def _watch(self, process: EngineProcess) -> None:
         await self._watchdog.wait()
         silent_s, names = self._watchdog.limit_s, ", ".join(job.id for job in self._jobs)
         await self._end_hung(process, f"made no step of {names} for {silent_s:.0f} s")
 
-    async def _end_hung(self, process: WorkerProcess, what: str) -> None:
+    async def _end_hung(self, process: EngineProcess, what: str) -> None:
         """Asks for the stacks of all its threads in the log, then kills it."""
         log.error("worker %d %s; its stacks follow, then it is replaced", self.worker_id, what)
         self._set_state(WorkerState.RESTARTING)  # at once: no job may join

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 import uvicorn
 
 from safelight import __version__, faults, logs
-from safelight.config import Config
+from safelight.config import Config, settings
 from safelight.errors import ConfigError
 from safelight.server.admission import is_loopback
 from safelight.server.app import create_app
+from safelight.server.cluster import Cluster
 from safelight.server.connections import ConnectionGuard, ConnectionLimits
 from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.devices import resolve_devices
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _FLUSH_ANSWERS_S = 1
 _ACCEPTED_AT_ONCE = 64
+_SECRET_FLAGS = tuple(f"--{each.name.replace('_', '-')}" for each in settings() if each.metadata["is_secret"])
 _LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -52,7 +54,7 @@ def serve(config: Config, sock: socket.socket) -> int:
     """Answers on the listening ``sock`` until a signal; returns the exit code. Raises ``ConfigError`` at once."""
     _refuse_to_be_open(config, sock)
     _check_credentials(config)
-    resolve_devices(config.device, workers=config.workers)
+    _check_devices(config)
     tracing = _tracing(config)
     _make_data_dir(config)
     logs.configure(config.log_level, config.log_format, _LOG_LINE, CurrentStderr())
@@ -61,7 +63,7 @@ def serve(config: Config, sock: socket.socket) -> int:
         contextlib.closing(tracing),
         contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store,
     ):
-        return asyncio.run(_serve(config, sock, store, tracing))
+        return asyncio.run(_serve(config, sock, store, tracing, _cluster(config)))
 
 
 def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
@@ -83,6 +85,36 @@ def _check_credentials(config: Config) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}={shown!r} is no file: signing needs both", param=name)
     if importlib.util.find_spec("c2pa") is None:
         raise ConfigError("signing pictures needs the package c2pa-python: pip install 'safelight[c2pa]'")
+
+
+def _check_devices(config: Config) -> None:
+    if not config.cluster:
+        resolve_devices(config.device, workers=config.workers)
+        return
+    shown = f"--cluster={config.cluster!r}"
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"{shown} needs Ray: pip install 'safelight[ray]'", param="cluster")
+    if ":" in config.device:
+        raise ConfigError(
+            f"--device={config.device!r} does not go with {shown}: Ray chooses the cards; --device cuda, and --workers "
+            "says how many",
+            param="device",
+        )
+    if any(argument.startswith(_SECRET_FLAGS) for argument in sys.argv):
+        raise ConfigError(
+            f"{shown} shows this command line to the whole cluster: give keys as SAFELIGHT_API_KEYS and "
+            "SAFELIGHT_ADMIN_KEYS",
+            param="api_keys",
+        )
+
+
+def _cluster(config: Config) -> Cluster | None:
+    """``None``: this machine. Ray is imported before there is a loop, which it would stop for half a second."""
+    if not config.cluster:
+        return None
+    from safelight.server.ray_cluster import RayCluster
+
+    return RayCluster(config)
 
 
 def _tracing(config: Config) -> Tracing:
@@ -126,9 +158,15 @@ def _watch_children_without_threads() -> None:
             asyncio.set_child_watcher(watcher)
 
 
-async def _serve(config: Config, sock: socket.socket, store: JobStore, tracing: Tracing = NO_TRACING) -> int:
+async def _serve(
+    config: Config,
+    sock: socket.socket,
+    store: JobStore,
+    tracing: Tracing = NO_TRACING,
+    cluster: Cluster | None = None,
+) -> int:
     _watch_children_without_threads()
-    front = Front(config, store, tracing=tracing)
+    front = Front(config, store, tracing=tracing, cluster=cluster)
     limits = ConnectionLimits(
         config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s
     )

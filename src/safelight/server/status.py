@@ -35,7 +35,7 @@ def overall_status(workers: Sequence[Worker], *, is_draining: bool) -> ServerSta
     if is_draining:
         return ServerStatus.DRAINING
     if not states:
-        return ServerStatus.READY
+        return ServerStatus.READY if workers else ServerStatus.LOADING
     if any(worker.takes_jobs for worker in workers):
         is_hurt = any(worker.loader.is_recovering for worker in workers if not worker.takes_jobs)
         is_hurt |= bool(states & {WorkerState.FAILED, WorkerState.RESTARTING})
@@ -55,6 +55,7 @@ def worker_status(worker: Worker, remaining_s: float | None = None) -> dict[str,
     return {
         "id": worker.id,
         "device": worker.device.name,
+        "node": worker.shown.node if worker.shown else None,
         "state": worker.state.value,
         "model": worker.model.id if worker.model else None,
         **_load_status(load, worker.component_bytes, is_going_on=worker.error is None),

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
 
 from safelight.config import Config
 from safelight.errors import LoadError, NotEnoughMemory
 from safelight.jobs import Job
 from safelight.server.changes import Changes
+from safelight.server.cluster import Cluster
 from safelight.server.devices import Device
 from safelight.server.load_state import LoadState
 from safelight.server.loader import Loader
@@ -19,7 +19,6 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import SERVING, CalledOff, ModelInstance, ProcessDied, WorkerState
 from safelight.server.served_model import ServedModel
 from safelight.server.switch import Switch, plan_switch
-from safelight.server.worker_process import WORKER_COMMAND
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +34,11 @@ class Worker:
         model: ServedModel,
         changes: Changes,
         metrics: Metrics,
-        command: Sequence[str] = WORKER_COMMAND,
+        cluster: Cluster,
     ) -> None:
         self.id = worker_id
         self.device = device
-        self.loader = Loader(worker_id, device, config, changes, metrics, command)
+        self.loader = Loader(worker_id, device, config, changes, metrics, cluster)
         self.error: LoadError | None = None
         """Why the device is without a model."""
         self.switch: Switch | None = None
@@ -203,7 +202,10 @@ class Worker:
 
     async def _change(self, old: ModelInstance, model: ServedModel, switch: Switch) -> None:
         await model.refresh()
-        plan = await asyncio.to_thread(plan_switch, old.model, model, self.device.name, old.load.memory)
+        if self.device.is_placed:
+            plan = False, "where it is placed, the device is free only once the old one has ended"
+        else:
+            plan = await asyncio.to_thread(plan_switch, old.model, model, self.device.name, old.load.memory)
         switch.keeps_serving, switch.reason = plan
         order = "serves until the next one is ready" if switch.keeps_serving else "ends first"
         what = "gets a new process of" if model is old.model else "goes to"

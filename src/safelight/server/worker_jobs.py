@@ -17,6 +17,17 @@ _MOST_DRAWN = 8
 """Jobs whose pictures are still encoded; if drawing is faster than that, they would fill the memory."""
 
 
+class MachineLost(WorkerCrashed):
+    """The machine went, and the worker with it: that says nothing against the job."""
+
+
+def loss(exit_code: int | None) -> WorkerCrashed:
+    """What the jobs get that a process had; without a code, nobody saw its end."""
+    if exit_code is None:
+        return MachineLost("the machine that made the image was lost; ask again")
+    return WorkerCrashed(f"the worker died while it made the image (exit code {exit_code}); ask again")
+
+
 @dataclass(slots=True, eq=False)
 class RunningJob:
     """A job that the process knows of."""
@@ -97,11 +108,11 @@ class WorkerJobs:
             self._drawn.discard(job)
             self._running.pop(job.id, None)
 
-    def lose(self, sentence: str) -> None:
-        """The process is gone: so are all places, and those who wait for an outcome get a ``WorkerCrashed``."""
+    def lose(self, error: WorkerCrashed) -> None:
+        """The process is gone: so are all places, and those who wait for an outcome get the error."""
         for running in reversed(self._running.values()):  # each goes to the head of its line: the oldest last
             if not running.outcome.done():
-                running.outcome.set_exception(WorkerCrashed(sentence))
+                running.outcome.set_exception(error)
         self._jobs.clear()
         self._drawn.clear()
         self._running.clear()

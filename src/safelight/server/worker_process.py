@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from safelight.config import ENV_PREFIX, HUB_TOKEN_VARIABLES
 from safelight.protocol import Channel, Message, Shutdown, WorkerMessage
@@ -49,11 +49,11 @@ class WorkerProcess:
         environment: Mapping[str, str],
         options: Sequence[str] = (),
         command: Sequence[str] = WORKER_COMMAND,
-        relay_as: int | None = None,
+        on_line: Callable[[bytes], None] | None = None,
     ) -> WorkerProcess:
         """Starts the child from the calling thread, which must outlive it: PR_SET_PDEATHSIG looks at the thread.
 
-        Its stderr is ours, or, for a JSON log, is relayed as that of worker ``relay_as``.
+        Its stderr is ours, or ``on_line`` is called with each line of it.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -66,23 +66,28 @@ class WorkerProcess:
                     f"--parent-pid={os.getpid()}",
                     *options,
                     stdin=asyncio.subprocess.DEVNULL,
-                    stderr=None if relay_as is None else asyncio.subprocess.PIPE,
+                    stderr=None if on_line is None else asyncio.subprocess.PIPE,
                     limit=MAX_LINE_BYTES,
                     pass_fds=(theirs.fileno(),),
-                    env=_without_secrets(os.environ) | _OFFLINE | dict(environment),
+                    env=without_secrets(os.environ) | _OFFLINE | dict(environment),
                     # A group of its own: Ctrl-C is for the front, which then ends the worker in order.
                     process_group=0,
                 )
             except BaseException:
                 channel.close()
                 raise
-        if relay_as is None or process.stderr is None:
+        if on_line is None or process.stderr is None:
             return cls(process, channel)
-        return cls(process, channel, asyncio.create_task(relay(process.stderr, relay_as), name="relay a worker's log"))
+        return cls(process, channel, asyncio.create_task(relay(process.stderr, on_line), name="relay a worker's log"))
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def node(self) -> None:
+        """This machine."""
+        return None
 
     def send(self, message: Message) -> None:
         """Queues a message; if the worker is gone, ``receive`` says so."""
@@ -128,7 +133,7 @@ class WorkerProcess:
             self._channel.close()
 
 
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """API keys are the front's, tokens those of ``safelight pull``; a worker reads no settings from the environment."""
     return {
         name: value
