@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
 from safelight.jobs import Job, JobError, JobRequest, JobStatus
 from safelight.logs import about
-from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
+from safelight.protocol import Cancelled, Disbanded, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.attempt import Attempt
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
@@ -24,6 +24,8 @@ from safelight.server.metrics import Metrics
 from safelight.server.model_instance import ModelInstance
 from safelight.server.pace import Paces
 from safelight.server.placement import Placement
+from safelight.server.team import Team
+from safelight.server.team_choice import TeamChoice
 from safelight.server.worker import Worker
 from safelight.tracing import NO_TRACING, Tracing
 
@@ -47,6 +49,7 @@ class Dispatcher:
         changes: Changes,
         metrics: Metrics,
         model_wait_s: float,
+        teams: TeamChoice,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.paces = Paces()
@@ -58,6 +61,7 @@ class Dispatcher:
         self._workers = workers
         self._changes = changes
         self._metrics = metrics
+        self._teams = teams
         self._spans = JobSpans(tracing)
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -128,19 +132,19 @@ class Dispatcher:
         """Gives the next job of each model to a device that has the model, as soon as one admits it, for ever."""
         while True:
             if (found := self._next()) is not None:
-                model, instance = found
-                await self._begin(self._queue.take(model), instance)
+                model, team = found
+                await self._begin(self._queue.take(model), team)
             else:
                 await self._changes.wait()
 
-    def _next(self) -> tuple[str, ModelInstance] | None:
-        """A model whose next job can begin, and where."""
+    def _next(self) -> tuple[str, Team] | None:
+        """A model whose next job can begin, and by whom."""
         if self._closed or self._ledger.is_stuck:  # results that wait for the disk wait in memory
             return None
         for model in self._queue.models:
             job = self._queue.head(model)
             if job is not None and (instance := self._instance_for(job)) is not None:
-                return model, instance
+                return model, self._teams.team_for(job, instance)
         return None
 
     def _instance_for(self, job: Job) -> ModelInstance | None:
@@ -149,18 +153,19 @@ class Dispatcher:
         admitting = [each for each in instances if each.model.name == job.request.model and each.admits(job)]
         return min(admitting, key=lambda each: (len(each.jobs_on_device), len(each.jobs)), default=None)
 
-    async def _begin(self, job: Job, instance: ModelInstance) -> None:
+    async def _begin(self, job: Job, team: Team) -> None:
         """One claim after the other: where the disk refuses one, the next would overtake it."""
-        instance.reserve(job)
+        team.reserve(job)
+        job.workers = team.worker_ids
         is_claimed = False
         try:
             is_claimed = await self._ledger.claim(job)
         finally:
             if not is_claimed:
-                instance.release(job)
+                team.release(job)
         if is_claimed:
-            with about(**job.ids, worker_id=instance.worker_id):
-                self._let_run(self._run(job, instance), f"run {job.id}")
+            with about(**job.ids, worker_id=team.leader.worker_id):
+                self._let_run(self._run(job, team), f"run {job.id}")
 
     async def watch(self) -> None:
         """Tells those who wait once no device will have their model by itself. Their jobs are kept."""
@@ -176,17 +181,19 @@ class Dispatcher:
             if job.status is JobStatus.QUEUED:
                 self._ledger.interrupt(job, _kept(job))
 
-    async def _run(self, job: Job, instance: ModelInstance) -> None:
-        span = self._spans.begin(job, instance)
-        attempt = Attempt(job, instance, self._ledger, self._metrics, span.context)
+    async def _run(self, job: Job, team: Team) -> None:
+        span = self._spans.begin(job, team)
+        attempt = Attempt(job, team, self._ledger, self._metrics, span.context)
         try:
             outcome = await attempt.run()
         finally:
-            instance.release(job)
+            team.release(job)
+        self._teams.learn(job, team, attempt.step_s)
         with self._spans.ending(job, span, outcome):
             await self._settle(job, outcome)
         if isinstance(outcome, Succeeded):
             self.paces.of(job.request.model).measured(job.params.work, attempt.device_s)
+            self._metrics.teams.labels(len(team)).inc()
 
     async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
         """What one attempt came to."""
@@ -201,6 +208,8 @@ class Dispatcher:
                 await self._requeue(job, job.crashes)  # the drain asked for it, or it never began
             case Unfit(code=code, message=message):
                 await self._lost(job, JobError(code, message))
+            case Disbanded(message=message):
+                await self._lost(job, JobError(WorkerCrashed.code, message))
             case WorkerCrashed():
                 await self._lost(job, JobError.of(outcome))
 

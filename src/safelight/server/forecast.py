@@ -44,7 +44,7 @@ class Forecast:
         waiting = self._queue.of(job.request.model)
         before = sum(other.params.work for other in waiting[: self._queue.position(job) or 0])
         serving = self._serving(job.request.model)
-        running = sum(_work_left(other) for instance in serving for other in instance.jobs)
+        running = sum(_work_left(other) for other in {other for instance in serving for other in instance.jobs})
         own_s = pace.seconds((before + running) / max(len(serving), 1) + job.params.work)
         model = self._models.named(job.request.model)
         if serving or own_s is None or model is None:
@@ -61,10 +61,12 @@ class Forecast:
         return [instance for instance in instances if instance.model.name == model and instance.is_serving]
 
     def _work_until_end(self, job: Job) -> float:
-        """What its process does until then: jobs that share its steps get on as fast as it does, or end sooner."""
-        shared = (instance.jobs_on_device for worker in self._workers for instance in worker.instances)
-        mates = next((jobs for jobs in shared if job in jobs), [job])
-        return sum(min(_work_left(mate), _work_left(job)) for mate in mates)
+        """What a process does until then: jobs that share its steps get on as fast as it does, or end sooner, and each
+        worker of a team does its part.
+        """
+        instances = (instance.jobs_on_device for worker in self._workers for instance in worker.instances)
+        shared = [jobs for jobs in instances if job in jobs] or [[job]]
+        return sum(min(_work_left(mate), _work_left(job)) for mate in shared[0]) / len(shared)
 
     def _seconds_until_loaded(self, model: ServedModel) -> float | None:
         """Of a model that no device serves: what other jobs have first, and a load as long as the last one."""

@@ -37,6 +37,7 @@ from safelight.server.status import (
     worker_status,
 )
 from safelight.server.store import JobStore
+from safelight.server.team_choice import TeamChoice
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
@@ -70,8 +71,9 @@ class Front:
         ]
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.changes, self.metrics)
+        teams = TeamChoice(config.sequence_parallel, self.workers, self.queue, config.data_dir / "teams")
         self.dispatcher = Dispatcher(
-            self.ledger, self.models, self.workers, self.changes, self.metrics, config.model_wait_s, tracing
+            self.ledger, self.models, self.workers, self.changes, self.metrics, config.model_wait_s, teams, tracing
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast

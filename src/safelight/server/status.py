@@ -135,4 +135,10 @@ def device_memory(workers: Sequence[Worker]) -> dict[str, dict[tuple[str, ...], 
 
 
 def _running_job(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "request_id": job.request.request_id, "step": job.step, "total_steps": job.params.total_steps}
+    return {
+        "id": job.id,
+        "request_id": job.request.request_id,
+        "step": job.step,
+        "total_steps": job.params.total_steps,
+        "workers": list(job.workers),
+    }

@@ -36,6 +36,7 @@ class WorkerJobs:
     def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._drawn: set[Job] = set()
+        self._alone: set[Job] = set()
         self._running: dict[str, RunningJob] = {}
 
     def __iter__(self) -> Iterator[Job]:
@@ -59,11 +60,15 @@ class WorkerJobs:
         if any(each.crashes for each in [*self._jobs, job]) or len(self._drawn) >= _MOST_DRAWN:
             return False
         mates = self.on_device
+        if self._alone.intersection(mates):
+            return False
         return not mates or _may_share([*mates, job], card, batch_tokens)
 
-    def reserve(self, job: Job) -> None:
-        """Takes a place for the job."""
+    def reserve(self, job: Job, *, is_alone: bool = False) -> None:
+        """Takes a place for the job; nobody joins one that is to be alone until it is drawn."""
         self._jobs.append(job)
+        if is_alone:
+            self._alone.add(job)
 
     def begin(self, job: Job, on_progress: OnProgress) -> RunningJob:
         """From now on messages find it."""
@@ -86,6 +91,7 @@ class WorkerJobs:
         if job in self._jobs:
             self._jobs.remove(job)
             self._drawn.discard(job)
+            self._alone.discard(job)
             self._running.pop(job.id, None)
 
     def lose(self, sentence: str) -> None:
@@ -95,6 +101,7 @@ class WorkerJobs:
                 running.outcome.set_exception(WorkerCrashed(sentence))
         self._jobs.clear()
         self._drawn.clear()
+        self._alone.clear()
         self._running.clear()
 
 
