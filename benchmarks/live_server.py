@@ -136,13 +136,15 @@ def split_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextlib.contextmanager
-def started_server(options: Sequence[str], folder: Path, timeout_s: float) -> Iterator[LiveServer]:
-    """``python run.py`` with its data in ``folder``, unless ``options`` name another place; it may not be ready yet.
+def started_server(
+    options: Sequence[str], folder: Path, timeout_s: float, program: Sequence[str] = ("run.py",)
+) -> Iterator[LiveServer]:
+    """``python PROGRAM`` with its data in ``folder``, unless ``options`` name another place; it may not be ready yet.
 
     Raises ``ProcessEnded`` with the end of its log if it or the measurement fails.
     """
     port, log = free_port(), folder / "server.log"
-    own = ["run.py", "--port", str(port), "--data-dir", str(folder / "data")]
+    own = [*program, "--port", str(port), "--data-dir", str(folder / "data")]
     with running([*own, *options], log) as process:
         server = LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
         try:
