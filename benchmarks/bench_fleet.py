@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import io
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from benchmarks.live_server import LiveServer, split_options, started_server
 from benchmarks.processes import ROOT, ProcessEnded, ended_by_signals
@@ -88,13 +93,18 @@ class FleetRun:
         """One device, then two."""
         self._record.put(size=self._args.size, steps=self._args.steps, model=self._args.model)
         with self._server(1) as server:
-            server.draw(self._traffic.at_once(1)[0])
+            (asked,) = self._traffic.at_once(1)
+            first, other = (server.picture(dataclasses.replace(asked, seed=seed)) for seed in (1, 2))
             alone = self._latency(server, "one_device")
             single = self._throughput(server, "one_device", max(self._args.burst // 2, 1))
         with self._server(2) as server:
             self._get_to_know(server)
             together = self._latency(server, "two_devices")
             self._compare("latency", together / alone, _MOST_LATENCY, is_most=True)
+            again = server.picture(dataclasses.replace(asked, seed=1))
+            same, unlike = _difference(first, again), _difference(first, other)
+            self._record.put(picture_difference={"same_seed": same, "another_seed": unlike})
+            self._say(f"the same picture by both differs by {same:.2f} of 255 on average, another one by {unlike:.2f}")
             double = self._throughput(server, "two_devices", self._args.burst)
             self._compare("throughput", double / single, _LEAST_REPLICAS, is_most=False)
 
@@ -161,6 +171,11 @@ class FleetRun:
 
     def _say(self, line: str) -> None:
         print(f"{time.monotonic() - self._begun_s:6.1f} s  {line}", flush=True)
+
+
+def _difference(one: bytes, other: bytes) -> float:
+    pixels = [np.asarray(Image.open(io.BytesIO(data)), dtype=np.float32) for data in (one, other)]
+    return round(float(np.abs(pixels[0] - pixels[1]).mean()), 3)
 
 
 def _made_by_two(server: LiveServer) -> int:

@@ -143,7 +143,7 @@ class Team:
     def _losing(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, AttributeError, TeamLost) as error:  # AttributeError: aborted meanwhile
+        except Exception as error:  # of libraries, or ours where it was aborted meanwhile
             self.abort()
             raise TeamLost(f"worker {self.rank + 1} of {self.size} lost the others: {error}") from error
 
