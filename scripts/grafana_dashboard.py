@@ -137,7 +137,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Workers that make a job together",
-            {"jobs a minute by {{size}}": "60 * sum by (size) (rate(safelight_team_jobs_total@[$__rate_interval]))"},
+            {"jobs a minute by {{size}}": f"60 * {_rate('safelight_team_jobs_total', 'size')}"},
             help="Two and more while no job waits.",
         ),
         Panel(

@@ -31,9 +31,13 @@ _ENVIRONMENT = {
     # All members are on this machine: nobody else is to reach them.
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
-    # PyTorch's own watch over NCCL would end the process; the front watches.
+    # PyTorch's own watch over NCCL would end the process when another one dies; the front watches.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
+    # Nor is it to keep and write down what was exchanged, holding a lock meanwhile that the GPU thread needs.
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "1",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "0",
 }
 
 

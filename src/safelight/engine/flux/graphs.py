@@ -68,8 +68,7 @@ class GraphedForward:
     def _record(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> _Recording:
         inputs = latents.clone(), text.clone(), modulation.clone()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on: NCCL's asks now and then how far the exchanges of an earlier job are.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool):
             velocity = self._forward(*inputs, rope)
         return _Recording(graph, inputs, rope, velocity)
 

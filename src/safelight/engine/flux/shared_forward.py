@@ -42,8 +42,13 @@ class SharedForward:
         return self._gather(velocity, [_count(part) for part in pictures])()
 
     def _attend(self, counts: Sequence[int], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Pending:
+        """``counts`` are the tokens of each member."""
+        rows, heads, tokens, size = key.shape
         # Side by side for each token, so that the parts of all members are one tensor without a copy.
-        gathered = self._gather(torch.stack([key.transpose(1, 2), value.transpose(1, 2)], dim=2), counts)
+        both = key.new_empty(rows, max(counts), 2, heads, size)
+        for place, part in enumerate((key, value)):
+            _words(both[:, :tokens, place]).copy_(_words(part.transpose(1, 2)))
+        gathered = self._gather(both, counts)
 
         def attend() -> torch.Tensor:
             keys, values = gathered().transpose(1, 3).unbind(2)
@@ -52,9 +57,9 @@ class SharedForward:
         return attend
 
     def _gather(self, own: torch.Tensor, counts: Sequence[int]) -> Pending:
-        """(rows, tokens of all, ...) from the (rows, own tokens, ...) of each member; ``counts`` are their tokens.
+        """(rows, tokens of all, ...) from the (rows, tokens, ...) of each member, of which ``counts`` are theirs.
 
-        Exchanges are of one size: members that have fewer tokens send something more, which is cut off.
+        Exchanges are of one size: those that have fewer tokens send something more, which is cut off.
         """
         rows, most = len(own), max(counts)
         if own.shape[1] < most:
@@ -68,6 +73,11 @@ class SharedForward:
             return torch.cat([part[:, :count] for part, count in zip(found, counts, strict=True)], dim=1)
 
         return whole
+
+
+def _words(numbers: torch.Tensor) -> torch.Tensor:
+    """The same memory in words of eight bytes: a copy between layouts goes element by element."""
+    return numbers.view(torch.int64)
 
 
 def parts(total: int, size: int) -> list[slice]:
