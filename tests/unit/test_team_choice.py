@@ -111,6 +111,42 @@ async def test_a_job_whose_member_dies_is_made_again_by_one(
         assert await _made(front) == (0, 1)
 
 
+async def test_workers_that_lose_each_other_again_and_again_are_no_team_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files cannot be made: neither fails for it, nor does the job."""
+    async with _fleet(tmp_path, monkeypatch) as front:
+        assert await _made(front) == (0, 1)
+        for _ in range(2):
+            for block in front.dispatcher._teams._blocks.values():
+                block.rendezvous = tmp_path / "missing" / "file"
+            lost = await submit(front)
+            assert (await ended(front, lost)).status is JobStatus.SUCCEEDED
+            assert (lost.attempt, len(lost.workers)) == (2, 1)
+            await until(front.changes, lambda: all(worker.is_idle for worker in front.workers))
+        assert await _made(front) == (0,)
+        assert [worker.loader.restarts for worker in front.workers] == [0, 0]
+
+
+async def test_a_job_that_fails_for_its_own_sake_says_nothing_about_the_team(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _fleet(tmp_path, monkeypatch) as front:
+        for _ in range(3):
+            assert (await ended(front, await submit(front, prompt="out of memory"))).status is JobStatus.FAILED
+            await until(front.changes, lambda: all(worker.is_idle for worker in front.workers))
+        assert await _made(front) == (0, 1)
+
+
+async def test_a_folder_that_cannot_be_made_leaves_everyone_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _fleet(tmp_path, monkeypatch) as front:
+        front.dispatcher._teams._folder = tmp_path / "data.sqlite" / "teams"
+        (tmp_path / "data.sqlite").write_text("no folder")
+        assert await _made(front) == (0,)
+
+
 async def test_a_drain_takes_a_team_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with _fleet(tmp_path, monkeypatch, grace_period_s=0.1) as front:
         long = await submit(front, num_inference_steps=200)

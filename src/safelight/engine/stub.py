@@ -131,8 +131,9 @@ class StubTeam(Team):
     def connect(self) -> None:
         self._raise_if_lost()
         if self._host is None:
-            self._host = open(self._rendezvous, "a+b", buffering=0)  # noqa: SIM115
-            self._host.seek(0)
+            with self._losing():
+                self._host = open(self._rendezvous, "a+b", buffering=0)  # noqa: SIM115
+                self._host.seek(0)
 
     def announce(self, *, goes_on: bool = True) -> bool:
         self._raise_if_lost()

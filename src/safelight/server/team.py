@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from safelight.errors import WorkerCrashed
 from safelight.jobs import Job
-from safelight.protocol import Cancelled, Disband, Generate, Helped, JobOutcome, JobProgress, Succeeded, TeamPlace
+from safelight.protocol import (
+    Cancelled,
+    Disband,
+    Disbanded,
+    Generate,
+    Helped,
+    JobOutcome,
+    JobProgress,
+    Succeeded,
+    TeamPlace,
+)
 from safelight.server.model_instance import ModelInstance
 from safelight.server.worker_jobs import OnProgress
 
@@ -28,6 +39,8 @@ class Team:
         self.leader = members[0]
         self.is_broken = False
         """Whether its members may not be connected any more."""
+        self.is_lost = False
+        """Whether that is why the job has no outcome, though its leader works."""
         self._rendezvous = rendezvous
 
     def __len__(self) -> int:
@@ -59,7 +72,7 @@ class Team:
         if len(self) == 1:
             return await self.leader.run(job, order, on_progress)
         runs = {
-            asyncio.create_task(member.run(job, self._order(order, rank), _heard if rank else on_progress)): member
+            asyncio.create_task(_run(member, job, self._order(order, rank), _heard if rank else on_progress)): member
             for rank, member in enumerate(self.members)
         }
         leading, *_ = runs
@@ -72,7 +85,9 @@ class Team:
             _, waiting = await asyncio.wait(waiting, timeout=_PART_S)
         await self._disband(job, {run: runs[run] for run in waiting})
         self.is_broken = not all(map(_went_well, runs))
-        return leading.result()
+        outcome = leading.result()
+        self.is_lost = isinstance(outcome, Disbanded)
+        return outcome
 
     def _order(self, order: Generate, rank: int) -> Generate:
         return msgspec.structs.replace(order, team=TeamPlace(rank, len(self), str(self._rendezvous)))
@@ -85,13 +100,15 @@ class Team:
         for member in runs.values():
             member.tell(job, Disband(job.id))
         _, hung = await asyncio.wait(runs, timeout=_DISBAND_S)
-        await asyncio.gather(*(runs[run].end_hung(f"did not let go of the team of {job.id}") for run in hung))
-        await _all_done(hung)
+        if hung:
+            await asyncio.gather(*(runs[run].end_hung(f"did not let go of the team of {job.id}") for run in hung))
+            await asyncio.wait(hung)
 
 
-async def _all_done(runs: Collection[asyncio.Task[JobOutcome]]) -> None:
-    if runs:
-        await asyncio.wait(runs)
+async def _run(member: ModelInstance, job: Job, order: Generate, on_progress: OnProgress) -> JobOutcome:
+    if not member.holds(job):  # since the team was asked
+        raise WorkerCrashed("the worker died before it began with the image; ask again")
+    return await member.run(job, order, on_progress)
 
 
 def _went_well(run: asyncio.Task[JobOutcome]) -> bool:

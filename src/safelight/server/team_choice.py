@@ -31,7 +31,7 @@ _Members = tuple[ModelInstance, ...]
 
 @dataclass(slots=True)
 class _Block:
-    """Processes that have been a team: where they met, and how often that was for nothing."""
+    """Processes that have been a team: where they met, and how often they lost each other though all worked."""
 
     rendezvous: Path
     failures: int = 0
@@ -50,23 +50,28 @@ class TeamChoice:
         self._workers = workers
         self._queue = queue
         self._folder = folder
+        self._has_folder = False
         self._paces = StepPaces()
         self._blocks: dict[_Members, _Block] = {}
 
     def team_for(self, job: Job, instance: ModelInstance) -> Team:
         """Who is to make a job that ``instance`` admits: it alone, or idle ones of its model together."""
-        if self._may_share(job, instance):
-            for size in self._sizes(job):
-                for members in self._idle_blocks(instance, size):
-                    return Team(members, self._met(members).rendezvous)
-        return Team([instance])
+        if not self._may_share(job, instance):
+            return Team([instance])
+        try:
+            blocks = (members for size in self._sizes(job) for members in self._idle_blocks(instance, size))
+            members = next(blocks, None)
+        except OSError as error:
+            log.warning("no workers can meet: %s", error)
+            return Team([instance])
+        return Team([instance]) if members is None else Team(members, self._met(members).rendezvous)
 
     def learn(self, job: Job, team: Team, step_s: float | None) -> None:
         """Of a job that a team has made, or not; ``step_s`` is what a step took, if that can be told."""
         if step_s is not None:
             self._paces.measured(job, len(team), step_s)
         if team.is_broken and (block := self._blocks.get(tuple(team.members))):
-            block.rendezvous, block.failures = self._new_file(), block.failures + 1
+            block.rendezvous, block.failures = self._new_file(), block.failures + team.is_lost
             if block.failures == _MOST_FAILURES:
                 log.warning("workers %s make no more pictures together", ", ".join(map(str, team.worker_ids)))
 
@@ -122,9 +127,11 @@ class TeamChoice:
         return self._blocks[members]
 
     def _new_file(self) -> Path:
-        if not self._blocks:  # what an earlier server left
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Raises ``OSError`` if there can be none."""
+        if not self._has_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier server left
+            self._folder.mkdir(mode=0o700, parents=True)
+            self._has_folder = True
         return self._folder / uuid.uuid4().hex
 
 
