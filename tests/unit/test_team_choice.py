@@ -16,6 +16,7 @@ from safelight.config import STUB_MODEL, Config
 from safelight.jobs import Job, JobStatus
 from safelight.server import front as front_module
 from safelight.server import loader as loader_module
+from safelight.server import team_choice as team_choice_module
 from safelight.server.devices import Device
 from safelight.server.front import Front
 from safelight.server.pace import StepPaces
@@ -80,6 +81,16 @@ async def test_jobs_that_come_at_once_go_to_one_worker_each(tmp_path: Path, monk
         jobs = await asyncio.gather(*(submit(front, seed=seed) for seed in range(6)))
         done = [await ended(front, each) for each in jobs]
         assert {each.workers for each in done[:-1]} == {(0,), (1,)}
+
+
+async def test_one_that_comes_right_behind_dissolves_the_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team_choice_module, "_LOOK_S", 3.0)
+    async with _fleet(tmp_path, monkeypatch) as front:
+        first = await submit(front)
+        await until(front.changes, lambda: first.status is JobStatus.RUNNING)
+        second = await submit(front)
+        assert (await ended(front, first)).workers == (0,)
+        assert (await ended(front, second)).workers == (1,)
 
 
 async def test_a_cancel_stops_all_and_the_team_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

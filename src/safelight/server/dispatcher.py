@@ -156,7 +156,6 @@ class Dispatcher:
     async def _begin(self, job: Job, team: Team) -> None:
         """One claim after the other: where the disk refuses one, the next would overtake it."""
         team.reserve(job)
-        job.workers = team.worker_ids
         is_claimed = False
         try:
             is_claimed = await self._ledger.claim(job)
@@ -182,6 +181,8 @@ class Dispatcher:
                 self._ledger.interrupt(job, _kept(job))
 
     async def _run(self, job: Job, team: Team) -> None:
+        team = await self._teams.confirmed(job, team)
+        job.workers = team.worker_ids
         span = self._spans.begin(job, team)
         attempt = Attempt(job, team, self._ledger, self._metrics, span.context)
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ _SIZES = (2, 4, 8)
 _LEAST_GAIN = 1.05
 _STAYING_IDLE = 0.25
 _MOST_FAILURES = 2
+_LOOK_S = 0.02
+"""After a job was accepted: those of a burst do not arrive in one moment."""
 
 _Members = tuple[ModelInstance, ...]
 
@@ -65,6 +69,18 @@ class TeamChoice:
             log.warning("no workers can meet: %s", error)
             return Team([instance])
         return Team([instance]) if members is None else Team(members, self._met(members).rendezvous)
+
+    async def confirmed(self, job: Job, team: Team) -> Team:
+        """``team``, which has its places, a moment later; only its leader if somebody waits behind the job by then."""
+        if len(team) == 1:
+            return team
+        await asyncio.sleep(min(max(job.created_s + _LOOK_S - time.time(), 0.0), _LOOK_S))
+        if not self._queue.expected:
+            return team
+        team.release(job)
+        alone = Team([team.leader])
+        alone.reserve(job)
+        return alone
 
     def learn(self, job: Job, team: Team, step_s: float | None) -> None:
         """Of a job that a team has made, or not; ``step_s`` is what a step took, if that can be told."""
