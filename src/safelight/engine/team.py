@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     # Nor is it to keep and write down what was exchanged, holding a lock meanwhile that the GPU thread needs.
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
     "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "1",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "0",
+    "TORCH_FR_BUFFER_SIZE": "0",
 }
 
 
