@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parallel", default="auto", help="the server's --sequence-parallel with two devices")
     add("--smoke", action="store_true", help="the embedded model and workers on the CPU; the figures mean nothing")
     add("--timeout", type=float, default=120.0, help="seconds that a start or a request may take")
+    add("--log", type=Path, help="where the log of the server with two devices goes; with NCCL_DEBUG=INFO NCCL's too")
     add("--output", type=Path, default=_OUTPUT, help="where the result goes, as JSON")
     return parser
 
@@ -167,7 +169,11 @@ class FleetRun:
             server.wait_until_ready()
             _wait_for_all(server, args.timeout)
             self._say(f"{devices} of {devices} devices ready")
-            yield server
+            try:
+                yield server
+            finally:
+                if args.log and devices > 1:
+                    shutil.copy(Path(folder) / "server.log", args.log)
 
     def _say(self, line: str) -> None:
         print(f"{time.monotonic() - self._begun_s:6.1f} s  {line}", flush=True)
