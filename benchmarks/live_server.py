@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import subprocess
 import time
@@ -104,17 +105,25 @@ class LiveServer:
         job: dict[str, Any] = self._get(f"/v1/predictions/{job_id}").json()
         return job
 
+    def picture(self, asked: Asked) -> bytes:
+        """One picture as a file."""
+        return base64.b64decode(self._asked(asked).json()["data"][0]["b64_json"])
+
     def draw(self, asked: Asked) -> Drawn:
         """One picture, as a client that waits for it gets it."""
         start_s = time.perf_counter()
+        answer = self._asked(asked)
+        seconds = time.perf_counter() - start_s
+        return Drawn(seconds, answer.headers["x-job-id"], answer.json()["params"])
+
+    def _asked(self, asked: Asked) -> httpx.Response:
         try:
             answer = self._client.post(IMAGES_PATH, json=asked.body())
         except httpx.TransportError as error:
             raise OSError(f"{self.url} does not answer: {error!r}") from None
-        seconds = time.perf_counter() - start_s
         if answer.status_code != httpx.codes.OK or PNG_IN_JSON not in answer.content:
             raise OSError(f"{self.url} answered {answer.status_code}: {answer.text[:500]}")
-        return Drawn(seconds, answer.headers["x-job-id"], answer.json()["params"])
+        return answer
 
     def _get(self, path: str) -> httpx.Response:
         try:
@@ -136,13 +145,15 @@ def split_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 @contextlib.contextmanager
-def started_server(options: Sequence[str], folder: Path, timeout_s: float) -> Iterator[LiveServer]:
-    """``python run.py`` with its data in ``folder``, unless ``options`` name another place; it may not be ready yet.
+def started_server(
+    options: Sequence[str], folder: Path, timeout_s: float, program: Sequence[str] = ("run.py",)
+) -> Iterator[LiveServer]:
+    """``python PROGRAM`` with its data in ``folder``, unless ``options`` name another place; it may not be ready yet.
 
     Raises ``ProcessEnded`` with the end of its log if it or the measurement fails.
     """
     port, log = free_port(), folder / "server.log"
-    own = ["run.py", "--port", str(port), "--data-dir", str(folder / "data")]
+    own = [*program, "--port", str(port), "--data-dir", str(folder / "data")]
     with running([*own, *options], log) as process:
         server = LiveServer(f"http://127.0.0.1:{port}", timeout_s, process)
         try:

@@ -136,6 +136,11 @@ ROWS: dict[str, list[Panel]] = {
             help="1 means that jobs come one at a time, or that their sizes differ.",
         ),
         Panel(
+            "Workers that make a job together",
+            {"jobs a minute by {{size}}": f"60 * {_rate('safelight_team_jobs_total', 'size')}"},
+            help="Two and more while no job waits.",
+        ),
+        Panel(
             "Pictures a minute",
             {"pictures": f"60 * {_rate('safelight_images_total')}"},
         ),

@@ -107,6 +107,12 @@ class Config:
         "pictures that may share a denoising step; 0: as many as measured times and the memory allow",
         values.whole_number(0, 64),
     )
+    sequence_parallel: str = _setting(
+        "auto",
+        "whether several devices make one picture together while no other job waits: auto, on CUDA where measured "
+        "times say that it is faster; off; or of how many devices such a team is, 2 to 8, whatever the times say",
+        values.one_of("auto", "off", *map(str, range(2, 9))),
+    )
     idle_unload_s: float = _setting(
         0.0, "seconds without a job after which a model is unloaded until the next one comes; 0: never", values.seconds
     )

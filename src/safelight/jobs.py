@@ -110,7 +110,7 @@ class Job:
 
     ``attempt`` counts how often it was handed to a worker and fences late results; ``crashes`` counts the workers
     that died with it, ``lost_on`` says which, as far as this server saw it. ``step`` counts finished denoising steps of
-    this attempt; ``previews`` are its pictures so far.
+    this attempt, which ``workers`` make, the leader first; ``previews`` are its pictures so far.
     """
 
     id: str
@@ -124,6 +124,7 @@ class Job:
     finished_s: float | None = None
     outcome: JobOutcome | None = None
     step: int = 0
+    workers: tuple[int, ...] = ()
     is_cancel_requested: bool = False
     followers: int = 0
     previews: list[Preview] = field(default_factory=list)

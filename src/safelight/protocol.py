@@ -48,11 +48,27 @@ class Load(Message, frozen=True):
     memory_limit_mb: int = 0
 
 
+class TeamPlace(msgspec.Struct, frozen=True):
+    """A worker's place in a team of ``size``, which makes the steps of a job together. The one of rank 0 leads.
+
+    Its members meet by the file ``rendezvous``; once they have met, the same file means the same members.
+    """
+
+    rank: int
+    size: int
+    rendezvous: str
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == 0
+
+
 class Generate(Message, frozen=True):
     """Run one job. ``attempt`` comes back in every message about it; ``image`` and ``mask`` are files of its source.
 
     ``trace_context`` has the ``traceparent`` of the span that it belongs to, and a ``tracestate`` if there is one, as
-    W3C's Trace Context has them; it is empty if nobody traces it.
+    W3C's Trace Context has them; it is empty if nobody traces it. With a ``team``, all its members get the order; the
+    leader makes the picture, and the others end with ``Helped``.
     """
 
     job_id: str
@@ -62,10 +78,17 @@ class Generate(Message, frozen=True):
     trace_context: dict[str, str] = {}
     image: bytes | None = None
     mask: bytes | None = None
+    team: TeamPlace | None = None
 
 
 class Cancel(Message, frozen=True):
-    """Stop this job at its next denoising step."""
+    """Stop this job at its next denoising step. Of a team only the leader heeds it, and takes the others along."""
+
+    job_id: str
+
+
+class Disband(Message, frozen=True):
+    """The team that makes this job is lost: let go of the others, and wait for them no longer."""
 
     job_id: str
 
@@ -215,6 +238,21 @@ class Succeeded(Message, frozen=True):
     seconds: dict[str, float]
 
 
+class Helped(Message, frozen=True):
+    """The steps of a job were made with its leader, which has the pictures."""
+
+    job_id: str
+    attempt: int
+
+
+class Disbanded(Message, frozen=True):
+    """The team was lost; the job has no outcome yet and may run again. This worker goes on."""
+
+    job_id: str
+    attempt: int
+    message: str
+
+
 class Failed(Message, frozen=True):
     """The job failed with this error; the worker goes on."""
 
@@ -240,8 +278,8 @@ class Cancelled(Message, frozen=True):
     attempt: int
 
 
-FrontMessage = Load | Generate | Cancel | Shutdown
-JobOutcome = Succeeded | Failed | Cancelled | Unfit
+FrontMessage = Load | Generate | Cancel | Disband | Shutdown
+JobOutcome = Succeeded | Helped | Failed | Cancelled | Unfit | Disbanded
 JobProgress = StepDone | Preview | Drawn
 WorkerMessage = LoadProgress | Ready | Warm | Memory | LoadFailed | JobProgress | JobOutcome
 

@@ -17,9 +17,11 @@ from safelight.server import ledger as ledger_module
 from safelight.server import loader as loader_module
 from safelight.server.attempt import Attempt
 from safelight.server.front import Front
-from safelight.server.model_instance import ModelInstance, WorkerState
+from safelight.server.model_instance import ModelInstance
 from safelight.server.status import worker_status
+from safelight.server.team import Team
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 from tests.unit.fake_worker import BATCH_TOKENS
 from tests.unit.running_front import (
     TIMEOUT_S,
@@ -357,7 +359,7 @@ async def test_jobs_that_share_a_device_share_its_time(tmp_path: Path, monkeypat
     instance = ModelInstance(0, worker.device, front.model, front.changes, front.metrics, front.cluster)
     monkeypatch.setattr(attempt_module, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now_s)}))
     jobs = [job("a", num_images=2), job("b")]
-    attempts = [Attempt(one, instance, front.ledger, front.metrics) for one in jobs]
+    attempts = [Attempt(one, Team([instance]), front.ledger, front.metrics) for one in jobs]
     instance.reserve(jobs[0])
     for step in (1, 2):
         now_s = 3.0

@@ -16,7 +16,7 @@ from safelight.protocol import LoadProgress
 from safelight.server import console
 from safelight.server.console import CurrentStderr, show_progress
 from safelight.server.front import Front
-from safelight.server.model_instance import WorkerState
+from safelight.server.worker_state import WorkerState
 from tests.unit.running_front import make_front, running_front, until_ready
 
 pytestmark = pytest.mark.anyio

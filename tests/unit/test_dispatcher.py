@@ -22,9 +22,9 @@ from safelight.server import ledger as ledger_module
 from safelight.server import loader as loader_module
 from safelight.server.database import IdempotencyKey
 from safelight.server.front import Front
-from safelight.server.model_instance import WorkerState
 from safelight.server.store import JobStore
 from safelight.server.worker_process import WorkerProcess
+from safelight.server.worker_state import WorkerState
 from tests.unit.running_front import (
     TIMEOUT_S,
     asked,

@@ -12,7 +12,7 @@ from safelight.errors import ConfigError
 from safelight.server import devices as devices_module
 from safelight.server import fleet
 from safelight.server.devices import resolve_devices
-from safelight.server.model_instance import WorkerState
+from safelight.server.worker_state import WorkerState
 from tests.unit.running_front import ended, running_front, submit, until
 
 pytestmark = pytest.mark.anyio

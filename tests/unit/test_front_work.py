@@ -24,6 +24,7 @@ from safelight.server.prediction_stream import REPLICATE, prediction_stream
 from safelight.server.remembered import Remembered
 from safelight.server.results import PictureFiles
 from safelight.server.store import JobStore
+from safelight.server.team import Team
 from safelight.server.worker import Worker
 from tests.unit.running_front import (
     TIMEOUT_S,
@@ -83,7 +84,7 @@ async def test_a_step_of_a_job_wakes_only_those_who_look_at_steps(tmp_path: Path
     async with running_front(tmp_path, "never_finishes_a_step", model=str(checkpoint_dir)) as front:
         running = await submit(front)
         await until(front.changes, lambda: running.status is JobStatus.RUNNING)
-        attempt = Attempt(running, serving_instance(front), front.ledger, front.metrics)
+        attempt = Attempt(running, Team([serving_instance(front)]), front.ledger, front.metrics)
         left, shown, of_job = front.ledger.work_left(front.model.name), front.changes.count, Changes()
         front.ledger._watched[running.id] = of_job
         moves, devices = front.moves.count, front.device_changes.count

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from safelight.server.model_instance import WorkerState
+from safelight.server.worker_state import WorkerState
 from tests.unit.running_front import make_front, running_front, serving, until, until_ready
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,8 @@ from safelight.jobs import JobStatus
 from safelight.server import loader as loader_module
 from safelight.server.cluster import LocalCluster
 from safelight.server.front import Front
-from safelight.server.model_instance import ModelInstance, WorkerState
+from safelight.server.model_instance import ModelInstance
+from safelight.server.worker_state import WorkerState
 from safelight.setting_values import keys
 from tests.unit.fake_worker import worker_command
 from tests.unit.running_front import ended, running_front, serving, submit, until

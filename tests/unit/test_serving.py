@@ -16,10 +16,12 @@ from safelight.server.changes import Changes
 from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
-from safelight.server.model_instance import ModelInstance, WorkerState
+from safelight.server.model_instance import ModelInstance
 from safelight.server.served_model import ServedModel
 from safelight.server.serving import Serving
+from safelight.server.team import Team
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 from tests.unit.running_front import job, params
 
 CARD = ModelCard(id="card", max_sequence_length=64)
@@ -55,7 +57,7 @@ class Fleet:
 
     def begin(self, asked: Job) -> ModelInstance | None:
         if (instance := next(self.serving.admitting(asked), None)) is not None:
-            self.serving.reserve(asked, instance)
+            self.serving.reserve(asked, Team([instance]))
         return instance
 
 
@@ -85,8 +87,7 @@ def test_they_are_those_that_admit_the_job_least_busy_first_whatever_happens() -
                 if fleet.begin(asked) is not None:
                     running.append(asked)
             case share if share < 0.65 and running:
-                holder = fleet.serving.holder(drawn := source.choice(running))
-                assert holder is not None
+                (holder,) = fleet.serving.holders(drawn := source.choice(running))
                 holder._jobs.drawn(drawn)
                 fleet.serving.touch(holder)
             case share if share < 0.97 and running:
@@ -108,7 +109,7 @@ def test_full_devices_are_not_asked(asked_instances: list[ModelInstance]) -> Non
     waiting = job("waiting", model="m")
     assert fleet.begin(waiting) is None
     assert asked_instances == []
-    freed = fleet.serving.holder(jobs[77])
+    (freed,) = fleet.serving.holders(jobs[77])
     fleet.serving.release(jobs[77])
     assert fleet.begin(waiting) is freed
     assert asked_instances == [freed]

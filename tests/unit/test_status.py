@@ -15,10 +15,11 @@ from safelight.server.changes import Changes
 from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.metrics import Metrics
-from safelight.server.model_instance import SERVING, ModelInstance, WorkerState
+from safelight.server.model_instance import ModelInstance
 from safelight.server.served_model import ServedModel
 from safelight.server.status import overall_status, worker_status
 from safelight.server.worker import Worker
+from safelight.server.worker_state import SERVING, WorkerState
 from tests.unit.running_front import job
 
 
@@ -161,9 +162,9 @@ def test_a_busy_worker_names_its_jobs_and_their_steps_the_oldest_first() -> None
         worker.current.reserve(running)
     jobs[0].step = 3
     entry = worker_status(worker)
-    first = {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8}
+    first = {"id": "job_1", "request_id": "req_1", "step": 3, "total_steps": 8, "workers": []}
     assert entry["job"] == first
-    assert entry["jobs"] == [first, {"id": "job_2", "request_id": "req_1", "step": 0, "total_steps": 4}]
+    assert entry["jobs"] == [first, {"id": "job_2", "request_id": "req_1", "step": 0, "total_steps": 4, "workers": []}]
 
 
 def test_a_worker_says_how_much_it_takes_at_once_and_what_it_has_done_before() -> None:

@@ -17,10 +17,10 @@ from safelight.model_list import ModelEntry
 from safelight.protocol import Memory
 from safelight.server import loader as loader_module
 from safelight.server.front import Front
-from safelight.server.model_instance import WorkerState
 from safelight.server.served_model import ServedModel
 from safelight.server.switch import plan_switch
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 from tests.unit.fake_checkpoint import write_checkpoint
 from tests.unit.running_front import TIMEOUT_S, ended, pictures, running_front, submit, until, until_ready
 

@@ -25,12 +25,12 @@ from safelight.server.devices import Device
 from safelight.server.load_history import LoadHistory
 from safelight.server.loader import Loader
 from safelight.server.metrics import Metrics
-from safelight.server.model_instance import WorkerState
 from safelight.server.served_model import ServedModel
 from safelight.server.status import worker_status
 from safelight.server.worker import Worker
 from safelight.server.worker_jobs import OnProgress
 from safelight.server.worker_process import WorkerProcess
+from safelight.server.worker_state import WorkerState
 from tests.unit.fake_worker import PHASE_SECONDS, worker_command
 from tests.unit.running_front import TIMEOUT_S, job, until
 

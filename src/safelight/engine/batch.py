@@ -70,7 +70,7 @@ class Model(Protocol[D]):
 
     def prepare(self, params: GenerationParams) -> None: ...
 
-    def begin(self, params: GenerationParams, source: Source | None) -> Sequence[D]: ...
+    def begin(self, params: GenerationParams, source: Source | None, share: Any = None) -> Sequence[D]: ...
 
     def step(self, drawings: Sequence[D]) -> Sequence[Shot | None]: ...
 
@@ -157,10 +157,11 @@ class Batch:
                 continue
             with job.failing():
                 job.begin()
-                drawings = self.model.begin(job.params, job.source)
+                drawings = self.model.begin(job.params, job.source, job.share)
                 job.remarks = self.model.remarks(job.params)
                 job.begun()
-                self._members += [_Member(job, index, drawing) for index, drawing in enumerate(drawings)]
+                is_alone = job.share is not None  # the other workers know of no other
+                self._members += [_Member(job, index, drawing, is_alone) for index, drawing in enumerate(drawings)]
 
     def _group(self) -> list[_Member]:
         """Those that make the next step together."""
@@ -199,7 +200,7 @@ class Batch:
             if not member.job.was_cancelled():
                 with member.job.failing():
                     begun_s = time.monotonic()
-                    shot = self.model.decode(member.drawing)
+                    shot = None if member.job.is_helping else self.model.decode(member.drawing)
                     self._launches.append(_Launch(self.model.mark(), [member], [shot], begun_s, is_step=False))
 
     def _step_failed(self, group: list[_Member], error: Exception) -> None:
@@ -241,6 +242,8 @@ class Batch:
                     job.step_done(member.index, shot)
                 elif shot is not None:
                     job.picture_done(member.index, shot)
+                else:
+                    job.share_done()
         self._members = [member for member in self._members if not member.job.is_over]
 
     def _members_failed(self, members: Sequence[_Member], error: Exception) -> None:

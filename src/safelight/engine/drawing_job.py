@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from safelight.engine.failures import failure_of, reach
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
+from safelight.engine.team import Share, TeamLost
 from safelight.engine.timeline import Timeline
 from safelight.errors import JobCancelled
 from safelight.params import GenerationParams
@@ -45,6 +46,7 @@ class DrawingJob:
     """Made on the loop; from then on the GPU thread's, but for ``cancelled`` and ``outcome``.
 
     Callbacks run in the context of whoever made it. Without ``on_step`` it is no user's job, and no fault point counts.
+    With a ``share`` other workers make its steps too.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class DrawingJob:
         on_preview: OnPreview | None = None,
         source: Source | None = None,
         timeline: Timeline | None = None,
+        share: Share | None = None,
     ) -> None:
         self.params = params
         self.source = source
+        self.share = share
         self.timeline = timeline or Timeline()
         self.cancelled = threading.Event()
         self.outcome: Future[Generation] = Future()
@@ -67,24 +71,37 @@ class DrawingJob:
         self._steps_done = 0
         self._steps_of = [0] * params.num_images
         self._images: dict[int, Image] = {}
+        self._parts_left = params.num_images
 
     @property
     def is_over(self) -> bool:
         return self.outcome.done()
 
+    @property
+    def is_helping(self) -> bool:
+        """Whether another worker has the pictures."""
+        return self.share is not None and not self.share.is_leader
+
     def was_cancelled(self) -> bool:
-        """Whether it is over, or is so from now on because that was asked for."""
+        """Whether it is over, or is so from now on because that was asked for, or its team is lost."""
         if self.cancelled.is_set() and not self.is_over:
             self.fail(JobCancelled(f"cancelled after step {self._steps_done} of {self.params.total_steps}"))
+        if self.share is not None and self.share.is_lost and not self.is_over:
+            self.fail(TeamLost("the team was given up"))
         return self.is_over
 
     def fail(self, error: BaseException) -> None:
         """Ends it with ``error``, in our own words if it is a library's; does nothing if it is over."""
-        if not self.is_over:
-            ours = failure_of(error, self.params) if isinstance(error, RuntimeError) else None
-            if ours is not None:
-                ours.__cause__ = error
-            self.outcome.set_exception(ours or error)
+        if self.is_over:
+            return
+        ours: Exception | None = failure_of(error, self.params) if isinstance(error, RuntimeError) else None
+        if self.share is not None:
+            if ours is None and self.share.is_lost and isinstance(error, RuntimeError):
+                ours = TeamLost(str(error))  # of what was under way, whatever it says
+            self.share.end(ours or error)
+        if ours is not None:
+            ours.__cause__ = error
+        self.outcome.set_exception(ours or error)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -95,7 +112,9 @@ class DrawingJob:
             self.fail(error)
 
     def begin(self) -> None:
-        """Its text is encoded now."""
+        """Its text is encoded now, once the workers that share it have met."""
+        if self.share is not None:
+            self.share.begin()
         self.timeline.begin_s = time.monotonic()
         if self._on_step is not None:
             reach("engine.begin")
@@ -122,3 +141,10 @@ class DrawingJob:
             images = [self._images[place] for place in range(self.params.num_images)]
             self.timeline.decoded_s = time.monotonic()
             self.outcome.set_result(Generation(images, *self.remarks, self.timeline.stages()))
+
+    def share_done(self) -> None:
+        """All steps of one more of its pictures are made, which the leader decodes."""
+        self._parts_left -= 1
+        if not self._parts_left:
+            self.timeline.decoded_s = time.monotonic()
+            self.outcome.set_result(Generation([], *self.remarks, self.timeline.stages()))

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -28,6 +29,7 @@ from safelight.engine.memory_plan import MemoryPlan, plan_patiently
 from safelight.engine.options import EngineOptions
 from safelight.engine.previews import OnPreview
 from safelight.engine.sources import Source
+from safelight.engine.team import Share, Team
 from safelight.engine.timeline import Timeline
 from safelight.engine.weight_files import read_ahead
 from safelight.engine.working_memory import check_fits, fitted, measure_step_bytes
@@ -37,13 +39,14 @@ from safelight.hub.verification import verify
 from safelight.lora.directory import AdapterDirectories
 from safelight.model_card import Task
 from safelight.params import GenerationParams, SourceImage
-from safelight.protocol import Fit
+from safelight.protocol import Fit, TeamPlace
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _WARMUP_STEPS = 2
+_KEPT_TEAMS = 4
 
 
 class ModelManager:
@@ -68,6 +71,7 @@ class ModelManager:
         self.on_memory: OnMemory = lambda _: None
         """Told after each job, from the GPU thread."""
         self._batch: Batch | None = None
+        self._teams: OrderedDict[str, Team] = OrderedDict()
         self._device = "cpu"
         self._limit_bytes = 0
         self._plan: MemoryPlan | None = None
@@ -207,15 +211,18 @@ class ModelManager:
         on_preview: OnPreview | None = None,
         source: Source | None = None,
         timeline: Timeline | None = None,
+        share: Share | None = None,
     ) -> Generation:
-        """All images of one job; ``timeline`` gets when what was done.
+        """All images of one job; ``timeline`` gets when what was done. With a ``share`` all members of its team are
+        asked for the same; only the leader has images.
 
-        Raises a leaf of ``GenerationError``, ``LoraInvalid``; ``Unavailable`` if no model is loaded.
+        Raises a leaf of ``GenerationError``, ``LoraInvalid``; ``Unavailable`` if no model is loaded; with a share
+        ``TeamLost``, and ``JobCancelled`` where the leader was cancelled.
         """
         check_fits(params, self.fit, self._device)
         if params.loras:
             await asyncio.to_thread(self._loaded_batch.model.prepare, params)
-        job = DrawingJob(params, on_step, on_preview, source, timeline)
+        job = DrawingJob(params, on_step, on_preview, source, timeline, share)
         self._loaded_batch.join(job)
         self.executor.submit(self._generate_image_sync, job)
         outcome = asyncio.wrap_future(job.outcome)
@@ -238,6 +245,21 @@ class ModelManager:
         if job.outcome.exception() is None:  # of a device that broke there is nothing to ask
             self.on_memory(memory_of(self._device, self._limit_bytes))
 
+    def share(self, place: TeamPlace, params: GenerationParams) -> Share:
+        """This worker's part of a job that a team is to make; the team is known from its last job, or will meet."""
+        team = self._teams.pop(place.rendezvous, None) or self._new_team(place)
+        self._teams[place.rendezvous] = team
+        while len(self._teams) > _KEPT_TEAMS:
+            self._teams.popitem(last=False)[1].abort()
+        return Share(team, place, params.total_steps)
+
+    def _new_team(self, place: TeamPlace) -> Team:
+        return Team(place, self._device)
+
+    def end_share(self, share: Share, error: BaseException | None) -> None:
+        """The job is over; the others of its team must know, in case that it never came to the GPU thread."""
+        self.executor.submit(share.end, error)
+
     async def cleanup(self) -> None:
         """Frees the model and ends the GPU thread; calling it again does nothing."""
         if self._closed:
@@ -248,6 +270,8 @@ class ModelManager:
 
     def _cleanup_sync(self, _cancelled: threading.Event) -> None:
         batch, self._batch = self._batch, None
+        for team in self._teams.values():
+            team.abort()
         if batch is not None:
             batch.fail(Unavailable("the model was unloaded"))
             model = batch.model

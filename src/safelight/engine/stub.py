@@ -24,10 +24,13 @@ from safelight.engine.model_manager import ModelManager
 from safelight.engine.options import EngineOptions, NumberFormat
 from safelight.engine.previews import preview_steps
 from safelight.engine.sources import Source
+from safelight.engine.team import Share, Team, TeamLost
 from safelight.params import SIZE_MULTIPLE, GenerationParams
+from safelight.protocol import TeamPlace
 
 _FAILING_PROMPT = "out of memory"
 _LIKE_REFERENCE = 0.5
+_TEAM_POLL_S = 0.001
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,7 @@ class StubDrawing:
     params: GenerationParams
     image: Image.Image
     rows: int
+    share: Share | None = None
     step: int = 0
 
     @property
@@ -79,14 +83,18 @@ class StubModel:
     def prepare(self, params: GenerationParams) -> None:
         pass
 
-    def begin(self, params: GenerationParams, source: Source | None) -> list[StubDrawing]:
+    def begin(self, params: GenerationParams, source: Source | None, share: Share | None = None) -> list[StubDrawing]:
         if params.prompt == _FAILING_PROMPT:
             raise RuntimeError(params.prompt)
         rows = params.rows // params.num_images
-        return [StubDrawing(params, _picture(params, seed, source), rows) for seed in params.seeds]
+        return [StubDrawing(params, _picture(params, seed, source), rows, share) for seed in params.seeds]
 
     def step(self, drawings: Sequence[StubDrawing]) -> list[StubShot | None]:
-        time.sleep(_number("STUB_STEP_S", 0.01) * max(len(drawings) / _number("STUB_ROWS", 1), 1))
+        seconds = _number("STUB_STEP_S", 0.01) * max(len(drawings) / _number("STUB_ROWS", 1), 1)
+        if share := drawings[0].share:
+            share.go_on()
+            seconds /= share.team.size
+        time.sleep(seconds)
         self.steps.append(list(drawings))
         shots: list[StubShot | None] = []
         for drawing in drawings:
@@ -114,6 +122,34 @@ class StubEngine(ModelManager):
                 time.sleep(_number("STUB_LOAD_S", 0.05) / len(checkpoint.components))
         self._plan = MemoryPlan(MemoryMode.FULL, NumberFormat("float32"), checkpoint.weight_bytes, 0)
         return StubModel()
+
+    def _new_team(self, place: TeamPlace) -> Team:
+        return StubTeam(place, "cpu")
+
+
+class StubTeam(Team):
+    """Without torch: the leader's words are bytes of the file by which its members meet. Nobody waits for a helper."""
+
+    def connect(self) -> None:
+        self._raise_if_lost()
+        if self._host is None:
+            with self._losing():
+                self._host = open(self._rendezvous, "a+b", buffering=0)  # noqa: SIM115
+                self._host.seek(0)
+
+    def announce(self, *, goes_on: bool = True) -> bool:
+        self._raise_if_lost()
+        if self.rank == 0:
+            self._host.write(bytes([goes_on]))
+            return goes_on
+        while not (word := self._host.read(1)):
+            if self.is_lost:
+                raise TeamLost("the team was given up")
+            time.sleep(_TEAM_POLL_S)
+        return bool(word[0])
+
+    def abort(self) -> None:
+        self.is_lost = True
 
 
 def draw(params: GenerationParams, seed: int) -> Image.Image:

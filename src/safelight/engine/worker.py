@@ -36,19 +36,23 @@ from safelight.engine.previews import preview_steps
 from safelight.engine.provenance import Provenance
 from safelight.engine.sources import open_source
 from safelight.engine.stub import StubEngine
+from safelight.engine.team import Share, TeamLost
 from safelight.engine.timeline import Timeline
-from safelight.errors import BadOutput, DeviceFault, InternalError, LoadError, SafelightError
+from safelight.errors import BadOutput, DeviceFault, InternalError, JobCancelled, LoadError, SafelightError
 from safelight.logs import about
 from safelight.params import GenerationParams
 from safelight.protocol import (
     Cancel,
     Cancelled,
     Channel,
+    Disband,
+    Disbanded,
     Drawn,
     EncodedImage,
     Failed,
     FrontMessage,
     Generate,
+    Helped,
     Load,
     LoadFailed,
     LoadProgress,
@@ -87,6 +91,7 @@ class Worker:
         self._image_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
         self._loop = asyncio.get_running_loop()
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._shares: dict[str, Share] = {}
         self._load: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -101,15 +106,20 @@ class Worker:
                         self._jobs[generate.job_id] = self._start(self._generate(generate), generate.job_id)
                     # Let it begin: a task that is cancelled before that never runs, and would never answer.
                     await asyncio.sleep(0)
-                case Cancel(job_id) if job_id in self._jobs:
+                case Cancel(job_id) if job_id in self._jobs and not self._is_helping(job_id):
                     self._jobs[job_id].cancel()
-                case Cancel():
+                case Disband(job_id) if job_id in self._shares:
+                    self._loop.run_in_executor(None, self._shares[job_id].team.abort)
+                case Cancel() | Disband():
                     pass  # already finished; its outcome is on the way
                 case Shutdown():
                     return await self._stop()
                 case None:
                     # The front is gone. Nobody is left to answer, and a thread inside a library cannot be stopped.
                     os._exit(1)
+
+    def _is_helping(self, job_id: str) -> bool:
+        return job_id in self._shares and not self._shares[job_id].is_leader
 
     async def _stop(self) -> None:
         tasks = [task for task in (self._load, *self._jobs.values()) if task is not None]
@@ -155,6 +165,8 @@ class Worker:
     async def _generate(self, generate: Generate) -> None:
         job_id, attempt = generate.job_id, generate.attempt
         timeline = Timeline()
+        share = self._share(generate)
+        outcome: Message
 
         def on_step(step: int, total_steps: int) -> None:
             self._send_from_thread(StepDone(job_id, attempt, step, total_steps))
@@ -165,12 +177,15 @@ class Worker:
 
         try:
             source = await self._loop.run_in_executor(self._image_thread, open_source, generate.image, generate.mask)
-            generation = await self._manager.generate_image(generate.params, on_step, on_preview, source, timeline)
-            self._channel.send(Drawn(job_id, attempt))
-            outcome: Message = await self._encode(generate, generation)
-            timeline.encoded_s = time.monotonic()
-        except asyncio.CancelledError:
+            generation = await self._manager.generate_image(
+                generate.params, on_step, on_preview, source, timeline, share
+            )
+            outcome = await self._deliver(generate, generation, timeline)
+        except (asyncio.CancelledError, JobCancelled):
             outcome = Cancelled(job_id, attempt)
+        except TeamLost as error:
+            log.warning("job %s: %s", job_id, error)
+            outcome = Disbanded(job_id, attempt, str(error))
         except SafelightError as error:
             if _is_unfit_after(error, generate.params):
                 return await self._give_up(Unfit(job_id, attempt, error.code, error.message))
@@ -180,11 +195,30 @@ class Worker:
             outcome = Failed(job_id, attempt, InternalError.code, "the image could not be made; the log says why")
         finally:
             del self._jobs[job_id]
+            self._shares.pop(job_id, None)
+        if share is not None:
+            reason = JobCancelled("cancelled") if isinstance(outcome, Cancelled) else None
+            self._manager.end_share(share, reason)
         self._channel.send(outcome)
         await self._channel.flush()
         reach("engine.sent")
         if generate.trace_context:
             self._image_thread.submit(timeline.trace, self._tracing, generate.trace_context)
+
+    def _share(self, generate: Generate) -> Share | None:
+        if generate.team is None:
+            return None
+        share = self._shares[generate.job_id] = self._manager.share(generate.team, generate.params)
+        return share
+
+    async def _deliver(self, generate: Generate, generation: Generation, timeline: Timeline) -> Message:
+        """Of a job that is drawn, or was helped with."""
+        if generate.team is not None and not generate.team.is_leader:
+            return Helped(generate.job_id, generate.attempt)
+        self._channel.send(Drawn(generate.job_id, generate.attempt))
+        succeeded = await self._encode(generate, generation)
+        timeline.encoded_s = time.monotonic()
+        return succeeded
 
     async def _give_up(self, reason: Unfit) -> None:
         """Nothing that this process does from now on can be trusted, its own clean-up included."""

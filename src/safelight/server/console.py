@@ -9,9 +9,9 @@ import sys
 
 from safelight.server.front import Front
 from safelight.server.live_terminal import LiveTerminal
-from safelight.server.model_instance import WorkerState
 from safelight.server.status import worker_status
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 from safelight.status_text import live_lines, moved, position
 from safelight.terminal import Look, is_capable, look_of
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from safelight.errors import JobCancelled, SafelightError, ShuttingDown, WorkerCrashed
 from safelight.jobs import Job, JobError, JobRequest, JobStatus
 from safelight.logs import about
-from safelight.protocol import Cancelled, Failed, JobOutcome, Succeeded, Unfit
+from safelight.protocol import Cancelled, Disbanded, Failed, JobOutcome, Succeeded, Unfit
 from safelight.server.attempt import Attempt
 from safelight.server.catalogue import Catalogue
 from safelight.server.changes import Changes
@@ -29,6 +29,8 @@ from safelight.server.pace import Paces
 from safelight.server.placement import Placement
 from safelight.server.room import check_room
 from safelight.server.serving import Serving
+from safelight.server.team import Team
+from safelight.server.team_choice import TeamChoice
 from safelight.server.worker import Worker
 from safelight.server.worker_jobs import MachineLost
 from safelight.tracing import NO_TRACING, Tracing
@@ -53,6 +55,7 @@ class Dispatcher:
         changes: Changes,
         metrics: Metrics,
         model_wait_s: float,
+        teams: TeamChoice,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         self.paces = Paces()
@@ -68,6 +71,7 @@ class Dispatcher:
         self._device_changes = changes
         self._changes = changes.wider
         self._metrics = metrics
+        self._teams = teams
         self._spans = JobSpans(tracing)
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -126,7 +130,7 @@ class Dispatcher:
         elif job in self._ledger and not job.is_cancel_requested:
             job.is_cancel_requested = True
             self._metrics.cancelled.labels(reason).inc()
-            if (instance := self._serving.holder(job)) is not None:
+            for instance in self._serving.holders(job):
                 instance.cancel(job)
 
     def abandon(self, job: Job) -> None:
@@ -141,8 +145,9 @@ class Dispatcher:
         while True:
             while (found := self._next()) is not None:
                 job, instance = found
+                team = self._teams.team_for(job, instance)
                 self._take(job)
-                self._begin(job, instance)
+                self._begin(job, team)
             await self._changes.wait()
 
     def _next(self) -> tuple[Job, ModelInstance] | None:
@@ -161,13 +166,13 @@ class Dispatcher:
         else:
             self._queue.remove(job)
 
-    def _begin(self, job: Job, instance: ModelInstance) -> None:
-        """The place is taken at once; the claims of several jobs go to the disk together."""
-        self._serving.reserve(job, instance)
-        with about(**job.ids, worker_id=instance.worker_id):
-            self._let_run(self._claim_and_run(job, instance), f"run {job.id}")
+    def _begin(self, job: Job, team: Team) -> None:
+        """The places are taken at once; the claims of several jobs go to the disk together."""
+        self._serving.reserve(job, team)
+        with about(**job.ids, worker_id=team.leader.worker_id):
+            self._let_run(self._claim_and_run(job, team), f"run {job.id}")
 
-    async def _claim_and_run(self, job: Job, instance: ModelInstance) -> None:
+    async def _claim_and_run(self, job: Job, team: Team) -> None:
         is_claimed = False
         try:
             is_claimed = await self._ledger.claim(job)
@@ -175,7 +180,7 @@ class Dispatcher:
             if not is_claimed:
                 self._serving.release(job)
         if is_claimed:
-            await self._run(job, instance)
+            await self._run(job, team)
 
     async def watch(self) -> None:
         """Tells those who wait once no device will have their model by itself. Their jobs are kept."""
@@ -191,22 +196,29 @@ class Dispatcher:
             if job.status is JobStatus.QUEUED:
                 self._ledger.interrupt(job, _kept(job))
 
-    async def _run(self, job: Job, instance: ModelInstance) -> None:
-        span = self._spans.begin(job, instance)
-        touch = functools.partial(self._serving.touch, instance)
-        attempt = Attempt(job, instance, self._ledger, self._metrics, span.context, touch)
+    async def _run(self, job: Job, team: Team) -> None:
+        if await self._teams.is_waited_behind(job, team):
+            self._serving.release(job)
+            team = Team([team.leader])
+            self._serving.reserve(job, team)
+        job.workers = team.worker_ids
+        span = self._spans.begin(job, team)
+        touch = functools.partial(self._serving.touch, team.leader)
+        attempt = Attempt(job, team, self._ledger, self._metrics, span.context, touch)
         try:
             outcome = await attempt.run()
         finally:
             self._serving.release(job)
+        self._teams.learn(job, team, attempt.step_s)
         if isinstance(outcome, WorkerCrashed | Unfit):
-            job.lost_on.add(instance.worker_id)
+            job.lost_on.add(team.leader.worker_id)
         with self._spans.ending(job, span, outcome):
             await self._settle(job, outcome)
         if isinstance(outcome, Succeeded):
             self.paces.of(job.request.model).measured(job.params.work, attempt.device_s)
-            if attempt.pace is not None:
-                self._device_paces.measured(job.request.model, instance.device.name, job.params.shape, attempt.pace)
+            self._metrics.teams.labels(len(team)).inc()
+            if len(team) == 1 and attempt.pace is not None:
+                self._device_paces.measured(job.request.model, team.leader.device.name, job.params.shape, attempt.pace)
 
     async def _settle(self, job: Job, outcome: JobOutcome | WorkerCrashed) -> None:
         """What one attempt came to."""
@@ -223,6 +235,8 @@ class Dispatcher:
                 await self._lost(job, JobError(code, message))
             case MachineLost():
                 await self._lost(job, JobError.of(outcome), crashes=0)
+            case Disbanded(message=message):
+                await self._lost(job, JobError(WorkerCrashed.code, message))
             case WorkerCrashed():
                 await self._lost(job, JobError.of(outcome))
 

@@ -69,10 +69,13 @@ class Forecast:
         return min(max(math.ceil(self._paces.of(model).job_seconds / max(len(self._serving.of(model)), 1)), 1), 60)
 
     def _work_until_end(self, job: Job) -> float:
-        """What its process does until then: jobs that share its steps get on as fast as it does, or end sooner."""
-        instance = self._serving.holder(job)
-        mates = instance.jobs_on_device if instance else []
-        return sum(min(mate.work_left, job.work_left) for mate in (mates if job in mates else [job]))
+        """What a process does until then: jobs that share its steps get on as fast as it does, or end sooner, and each
+        worker of a team does its part.
+        """
+        members = self._serving.holders(job)
+        mates = members[0].jobs_on_device if members else []
+        shared = sum(min(mate.work_left, job.work_left) for mate in (mates if job in mates else [job]))
+        return shared / max(len(members), 1)
 
     def _seconds_until_loaded(self, model: ServedModel) -> float | None:
         """Of a model that no device serves: what other jobs have first, and a load as long as the last one."""

@@ -43,6 +43,7 @@ from safelight.server.status import (
 )
 from safelight.server.status_feed import StatusFeed
 from safelight.server.store import JobStore
+from safelight.server.team_choice import OFF, TeamChoice
 from safelight.server.webhooks import Webhooks
 from safelight.server.worker import Worker
 from safelight.server.worker_process import WORKER_COMMAND
@@ -81,8 +82,17 @@ class Front:
         self.roster = Roster(self.workers, self._hire)
         self.queue = JobQueue(config.queue_limit, config.queue_work_limit)
         self.ledger = JobLedger(self.queue, store, self.moves, self.metrics)
+        sharing = OFF if config.cluster else config.sequence_parallel
+        teams = TeamChoice(sharing, self.workers, self.queue, config.data_dir / "teams")
         self.dispatcher = Dispatcher(
-            self.ledger, self.models, self.workers, self.device_changes, self.metrics, config.model_wait_s, tracing
+            self.ledger,
+            self.models,
+            self.workers,
+            self.device_changes,
+            self.metrics,
+            config.model_wait_s,
+            teams,
+            tracing,
         )
         self.placement = self.dispatcher.placement
         self.forecast = self.dispatcher.forecast

@@ -11,8 +11,8 @@ from safelight.server.callers import is_known
 from safelight.server.event_stream import event_stream
 from safelight.server.front import Front
 from safelight.server.metrics import CONTENT_TYPE
-from safelight.server.model_instance import WorkerState
 from safelight.server.status import ServerStatus
+from safelight.server.worker_state import WorkerState
 
 _COG_STATUS = {
     ServerStatus.LOADING: "STARTING",

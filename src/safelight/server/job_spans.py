@@ -10,7 +10,7 @@ from safelight.errors import WorkerCrashed
 from safelight.jobs import Job
 from safelight.params import GenerationParams
 from safelight.protocol import Failed, JobOutcome, Unfit
-from safelight.server.model_instance import ModelInstance
+from safelight.server.team import Team
 from safelight.tracing import Attributes, Span, TraceContext, Tracing
 
 
@@ -23,7 +23,7 @@ class JobSpans:
         self._again: dict[str, tuple[float, TraceContext]] = {}
         """Since when a job waits again, and the attempt before."""
 
-    def begin(self, job: Job, instance: ModelInstance) -> Span:
+    def begin(self, job: Job, team: Team) -> Span:
         """Its wait is over, an attempt begins."""
         context = job.request.trace_context
         begun_s = job.started_s or time.time()
@@ -31,7 +31,12 @@ class JobSpans:
         waited_since_s, earlier = self._again.pop(job.id, (first_s, {}))
         about: Attributes = {"safelight.job.id": job.id, "safelight.attempt": job.attempt}
         self._tracing.begin("queue", context, about, start_s=min(waited_since_s, begun_s)).end(begun_s)
-        on: Attributes = {"safelight.worker.id": instance.worker_id, "safelight.device": instance.device.name}
+        leader = team.leader
+        on: Attributes = {
+            "safelight.worker.id": leader.worker_id,
+            "safelight.device": leader.device.name,
+            "safelight.team.size": len(team),
+        }
         links = [earlier] if earlier else []
         return self._tracing.begin("attempt", context, {**about, **on}, start_s=begun_s, links=links)
 

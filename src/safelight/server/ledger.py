@@ -189,7 +189,9 @@ class JobLedger:
         """The last move. A full disk or a held lock may delay it, but not undo it."""
         if not await self._until_stored(lambda: self._store.finish(job, status, outcome)):
             return self._discard(job)
-        log.info("%s of %s %s after %d steps", job.id, job.request.request_id, status, job.step, extra=job.ids)
+        together = f" by workers {', '.join(map(str, job.workers))} together" if len(job.workers) > 1 else ""
+        name = job.request.request_id
+        log.info("%s of %s %s after %d steps%s", job.id, name, status, job.step, together, extra=job.ids)
         del self._jobs[job.id]
         self._running.leave(job)
         self._metrics.ended(job)

@@ -48,6 +48,7 @@ class Metrics:
         self.images = self._counter("images", "Pictures made.")
         self.pixels = self._counter("pixels", "Pixels of pictures made.")
         self.fenced = self._counter("fenced_results", "Outcomes of attempts that were over, discarded.")
+        self.teams = self._counter("team_jobs", "Jobs that succeeded, by how many workers made them together.", "size")
         self.retried = self._counter("requests_retried", "Attempts that ended with their worker; the job ran again.")
         self.worker_restarts = self._counter("worker_restarts", "Workers that were replaced.", "reason")
         self.model_switches = self._counter("model_switches", "Devices that went from one model to another.", "result")
@@ -80,6 +81,7 @@ class Metrics:
             (self.model_switches, ("done", "failed")),
             (self.worker_renewals, ("done", "failed")),
             (self.cancelled, ("api", "disconnect")),
+            (self.teams, ("1", "2")),
             (self.webhooks, ("delivered", "failed", "given_up")),
             (self.connections_closed, ("head", "body", "write", "limit")),
         ):

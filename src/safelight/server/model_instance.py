@@ -6,23 +6,20 @@ import asyncio
 import logging
 import math
 import time
-from enum import StrEnum
 
 from safelight.errors import LoadError, ProtocolError, error_from_code
 from safelight.jobs import Job
 from safelight.model_card import ModelCard
 from safelight.protocol import (
     Cancel,
-    Cancelled,
     Drawn,
-    Failed,
     Generate,
     JobOutcome,
     JobProgress,
     LoadFailed,
     LoadProgress,
     Memory,
-    Preview,
+    Message,
     Ready,
     StepDone,
     Succeeded,
@@ -39,26 +36,9 @@ from safelight.server.served_model import ServedModel
 from safelight.server.watchdog import Watchdog
 from safelight.server.worker_jobs import OnProgress, WorkerJobs, loss
 from safelight.server.worker_orders import load_message
+from safelight.server.worker_state import ALIVE, SERVING, WorkerState
 
 log = logging.getLogger(__name__)
-
-
-class WorkerState(StrEnum):
-    """Where a worker stands. A process goes from ``starting`` to ``busy``, then is ``draining`` or has died."""
-
-    STARTING = "starting"
-    LOADING = "loading"
-    WARMING = "warming"
-    READY = "ready"
-    BUSY = "busy"
-    DRAINING = "draining"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    UNLOADED = "unloaded"
-
-
-SERVING = frozenset({WorkerState.READY, WorkerState.BUSY})
-_ALIVE = SERVING | {WorkerState.DRAINING}
 
 
 class ProcessDied(Exception):
@@ -164,7 +144,7 @@ class ModelInstance:
         process = await self._cluster.spawn(self.device, self.worker_id, self.model)
         log.info("worker %d started on %s", self.worker_id, self.device.name)
         self._process = process
-        watch = asyncio.create_task(self._watch(process), name=f"watch worker {self.worker_id}")
+        watch = asyncio.create_task(self._watch(), name=f"watch worker {self.worker_id}")
         try:
             process.send(load)
             await self._follow(process)
@@ -191,15 +171,17 @@ class ModelInstance:
         except ProtocolError:
             log.exception("worker %d sent a message that cannot be read; it is replaced", self.worker_id)
         except TimeoutError:
-            await self._end_hung(process, f"did not finish loading within {limit_s:.0f} s")
+            await self.end_hung(f"did not finish loading within {limit_s:.0f} s")
 
-    async def _watch(self, process: EngineProcess) -> None:
+    async def _watch(self) -> None:
         await self._watchdog.wait()
         silent_s, names = self._watchdog.limit_s, ", ".join(job.id for job in self._jobs)
-        await self._end_hung(process, f"made no step of {names} for {silent_s:.0f} s")
+        await self.end_hung(f"made no step of {names} for {silent_s:.0f} s")
 
-    async def _end_hung(self, process: EngineProcess, what: str) -> None:
+    async def end_hung(self, what: str) -> None:
         """Asks for the stacks of all its threads in the log, then kills it."""
+        if (process := self._process) is None:
+            return
         log.error("worker %d %s; its stacks follow, then it is replaced", self.worker_id, what)
         self._set_state(WorkerState.RESTARTING)  # at once: no job may join
         self.death_reason = f"hung: it {what}"
@@ -225,7 +207,7 @@ class ModelInstance:
             case LoadFailed(code, text):
                 error = error_from_code(code, text)
                 raise error if isinstance(error, LoadError) else LoadError(text)
-            case StepDone() | Preview() | Drawn() | Succeeded() | Failed() | Cancelled() | Unfit():
+            case _:
                 self._handle_job(message)
 
     def _handle_job(self, message: JobProgress | JobOutcome) -> None:
@@ -299,15 +281,15 @@ class ModelInstance:
             return False
         return self._jobs.admit(job, self._card, self.load.batch_tokens)
 
-    def reserve(self, job: Job) -> None:
+    def reserve(self, job: Job, *, is_alone: bool = False) -> None:
         """Keeps a place for a job that it admits, until ``release`` or its own end."""
-        self._jobs.reserve(job)
+        self._jobs.reserve(job, is_alone=is_alone)
         self.has_had_jobs = True
         self._set_state(WorkerState.BUSY)
 
     def holds(self, job: Job) -> bool:
         """Whether the job has a place, and the process still works."""
-        return self.state in _ALIVE and job in self.jobs
+        return self.state in ALIVE and job in self.jobs
 
     def release(self, job: Job) -> None:
         """Gives the place back; does nothing if there is none."""
@@ -334,8 +316,12 @@ class ModelInstance:
 
     def cancel(self, job: Job) -> None:
         """Asks the process to stop this job at its next step; its outcome says what became of it."""
+        self.tell(job, Cancel(job.id))
+
+    def tell(self, job: Job, message: Message) -> None:
+        """Sends the process something about a job that it has."""
         if self._process is not None and job in self.jobs:
-            self._process.send(Cancel(job.id))
+            self._process.send(message)
 
     def _set_state(self, state: WorkerState) -> None:
         before = self.state

@@ -10,10 +10,10 @@ import msgspec
 
 from safelight.model_card import ModelCard
 from safelight.server.catalogue import LISTED_ALIASES, Catalogue
-from safelight.server.model_instance import WorkerState
 from safelight.server.queue import JobQueue
 from safelight.server.served_model import ServedModel
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 
 
 class ModelState(StrEnum):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
+
+from safelight.jobs import Job
 
 _FIRST_GUESS_S = 2.0
 _WEIGHT = 0.2
@@ -40,6 +43,31 @@ class Paces:
     def of(self, model: str) -> Pace:
         """Of a model that has made nothing yet, a first guess."""
         return self._paces.setdefault(model, Pace())
+
+
+class StepPaces:
+    """Seconds of a denoising step by how many workers make it together; of jobs alike in model, size and adapters."""
+
+    def __init__(self) -> None:
+        self._seconds_per_megapixel: dict[tuple[object, ...], float] = {}
+
+    def measured(self, job: Job, workers: int, step_s: float) -> None:
+        """A step of the job took so long."""
+        key, found = self._key(job, workers), step_s / job.params.megapixels
+        known = self._seconds_per_megapixel.get(key, found)
+        self._seconds_per_megapixel[key] = known + _WEIGHT * (found - known)
+
+    def seconds(self, job: Job, workers: int) -> float | None:
+        """What a step of the job would take; ``None`` before the first measurement."""
+        found = self._seconds_per_megapixel.get(self._key(job, workers))
+        return None if found is None else found * job.params.megapixels
+
+    @staticmethod
+    def _key(job: Job, workers: int) -> tuple[object, ...]:
+        """Sizes within a factor of 1.4 are alike."""
+        params = job.params
+        has_negative = params.true_cfg_scale > 1
+        return job.request.model, round(2 * math.log2(params.megapixels)), bool(params.loras), has_negative, workers
 
 
 class Throughput:

@@ -27,6 +27,11 @@ class JobQueue:
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
 
+    @property
+    def expected(self) -> int:
+        """Jobs that wait, or will in a moment: they have a place, and are being written to the disk."""
+        return len(self) + self._reserved
+
     def __iter__(self) -> Iterator[Job]:
         """Model by model, in the order in which they will be taken."""
         for line in self._lines.values():

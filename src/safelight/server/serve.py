@@ -26,6 +26,7 @@ from safelight.server.devices import resolve_devices
 from safelight.server.front import Front, again_after_defects
 from safelight.server.listener import listen, url_of
 from safelight.server.store import JobStore
+from safelight.server.team_choice import AUTO, OFF
 from safelight.tracing import NO_TRACING, Tracing
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,12 @@ def _check_devices(config: Config) -> None:
             f"--device={config.device!r} does not go with {shown}: Ray chooses the cards; --device cuda, and --workers "
             "says how many",
             param="device",
+        )
+    if config.sequence_parallel not in (OFF, AUTO):
+        raise ConfigError(
+            f"--sequence-parallel={config.sequence_parallel!r} does not go with {shown}: workers of several machines make "
+            "each picture alone",
+            param="sequence_parallel",
         )
     if any(argument.startswith(_SECRET_FLAGS) for argument in sys.argv):
         raise ConfigError(

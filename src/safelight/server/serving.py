@@ -11,6 +11,7 @@ from safelight.jobs import Job
 from safelight.params import GenerationParams
 from safelight.server.changes import Changes
 from safelight.server.model_instance import ModelInstance
+from safelight.server.team import Team
 from safelight.server.worker import Worker
 
 _LOOKED_AT = 64
@@ -34,7 +35,7 @@ class Serving:
         self._at: dict[Place, ModelInstance] = {}
         self._places: dict[ModelInstance, tuple[Group, Place]] = {}
         self._touched: set[ModelInstance] = set()
-        self._holders: dict[Job, ModelInstance] = {}
+        self._teams: dict[Job, Team] = {}
 
     def of(self, model: str) -> Collection[ModelInstance]:
         """Those that have this model."""
@@ -49,21 +50,21 @@ class Serving:
         found = (self._at[place] for place in chain(free, islice(shared, _LOOKED_AT)))
         return (instance for instance in found if instance.admits(job))
 
-    def holder(self, job: Job) -> ModelInstance | None:
-        """The one that the job has a place in."""
-        return self._holders.get(job)
+    def holders(self, job: Job) -> Sequence[ModelInstance]:
+        """Those that the job has a place in, the leader first."""
+        return self._teams[job].members if job in self._teams else ()
 
-    def reserve(self, job: Job, instance: ModelInstance) -> None:
-        """As ``ModelInstance.reserve``."""
-        instance.reserve(job)
-        self._holders[job] = instance
-        self.touch(instance)
+    def reserve(self, job: Job, team: Team) -> None:
+        """As ``Team.reserve``."""
+        team.reserve(job)
+        self._teams[job] = team
+        self._touched.update(team.members)
 
     def release(self, job: Job) -> None:
-        """As ``ModelInstance.release``."""
-        if (instance := self._holders.pop(job, None)) is not None:
-            instance.release(job)
-            self.touch(instance)
+        """As ``Team.release``."""
+        if (team := self._teams.pop(job, None)) is not None:
+            team.release(job)
+            self._touched.update(team.members)
 
     def touch(self, instance: ModelInstance) -> None:
         """Its jobs changed."""

@@ -11,8 +11,9 @@ from msgspec import to_builtins
 from safelight.jobs import Job
 from safelight.logs import rfc3339
 from safelight.server.load_state import LoadState
-from safelight.server.model_instance import ModelInstance, WorkerState
+from safelight.server.model_instance import ModelInstance
 from safelight.server.worker import Worker
+from safelight.server.worker_state import WorkerState
 
 
 class ServerStatus(StrEnum):
@@ -159,4 +160,10 @@ def device_memory(workers: Sequence[Worker]) -> dict[str, dict[tuple[str, ...], 
 
 
 def _running_job(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "request_id": job.request.request_id, "step": job.step, "total_steps": job.params.total_steps}
+    return {
+        "id": job.id,
+        "request_id": job.request.request_id,
+        "step": job.step,
+        "total_steps": job.params.total_steps,
+        "workers": list(job.workers),
+    }

@@ -16,9 +16,10 @@ from safelight.server.devices import Device
 from safelight.server.load_state import LoadState
 from safelight.server.loader import Loader
 from safelight.server.metrics import Metrics
-from safelight.server.model_instance import SERVING, CalledOff, ModelInstance, ProcessDied, WorkerState
+from safelight.server.model_instance import CalledOff, ModelInstance, ProcessDied
 from safelight.server.served_model import ServedModel
 from safelight.server.switch import Switch, plan_switch
+from safelight.server.worker_state import SERVING, WorkerState
 
 log = logging.getLogger(__name__)
 

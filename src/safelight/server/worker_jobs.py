@@ -47,6 +47,7 @@ class WorkerJobs:
     def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._drawn: set[Job] = set()
+        self._alone: set[Job] = set()
         self._running: dict[str, RunningJob] = {}
 
     def __iter__(self) -> Iterator[Job]:
@@ -70,6 +71,8 @@ class WorkerJobs:
         if any(each.crashes for each in [*self._jobs, job]) or len(self._drawn) >= _MOST_DRAWN:
             return False
         mates = self.on_device
+        if self._alone.intersection(mates):
+            return False
         return not mates or _may_share([*mates, job], card, batch_tokens)
 
     def is_open(self, card: ModelCard, batch_tokens: int) -> bool:
@@ -79,11 +82,15 @@ class WorkerJobs:
         if any(each.crashes for each in self._jobs) or len(self._drawn) >= _MOST_DRAWN:
             return False
         mates = self.on_device
+        if self._alone.intersection(mates):
+            return False
         return not mates or _fits(sum(job.params.rows for job in mates) + 1, mates[0], card, batch_tokens)
 
-    def reserve(self, job: Job) -> None:
-        """Takes a place for the job."""
+    def reserve(self, job: Job, *, is_alone: bool = False) -> None:
+        """Takes a place for the job; nobody joins one that is to be alone until it is drawn."""
         self._jobs.append(job)
+        if is_alone:
+            self._alone.add(job)
 
     def begin(self, job: Job, on_progress: OnProgress) -> RunningJob:
         """From now on messages find it."""
@@ -106,6 +113,7 @@ class WorkerJobs:
         if job in self._jobs:
             self._jobs.remove(job)
             self._drawn.discard(job)
+            self._alone.discard(job)
             self._running.pop(job.id, None)
 
     def lose(self, error: WorkerCrashed) -> None:
@@ -115,6 +123,7 @@ class WorkerJobs:
                 running.outcome.set_exception(error)
         self._jobs.clear()
         self._drawn.clear()
+        self._alone.clear()
         self._running.clear()
 
 

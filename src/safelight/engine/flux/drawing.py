@@ -9,6 +9,7 @@ import torch
 
 from safelight.engine.flux.adapters import Adapters
 from safelight.engine.flux.operations import Rope
+from safelight.engine.team import Share
 from safelight.params import GenerationParams
 
 
@@ -36,7 +37,7 @@ class Drawing:
     picture is shown.
 
     The transformer of FLUX.1-Fill sees further channels of the same tokens, ``filling``; that of FLUX.1-Kontext
-    further tokens, ``reference``.
+    further tokens, ``reference``. With a ``share`` other workers make its steps too.
     """
 
     params: GenerationParams
@@ -49,6 +50,7 @@ class Drawing:
     filling: torch.Tensor | None = None
     reference: torch.Tensor | None = None
     adapters: Adapters | None = None
+    share: Share | None = None
     step: int = 0
     velocities: list[tuple[float, torch.Tensor]] = field(default_factory=list)
     """The last ones that were computed, with their sigmas; for the step cache."""

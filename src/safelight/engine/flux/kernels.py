@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from safelight.engine.flux.linears import FLOAT8, FLOAT8_MAX, Float8Linear, Layer, Linear, Rows, Scaled, SplitLinear
-from safelight.engine.flux.operations import NORM_EPS, Operations, QueryKeyValue, Rope
+from safelight.engine.flux.operations import NORM_EPS, Operations, Pending, QueryKeyValue, Rope
 from safelight.engine.flux.shape import At, BatchShape, Norm
 
 _HEADS_AT_ONCE = 8
@@ -198,13 +198,13 @@ class TritonOperations(Operations):
             return up.gelu(rows)
         return self._quantised(None, up(rows))
 
-    def side_by_side(
-        self, down: SplitLinear | Float8Linear, attended: torch.Tensor, up: Layer, rows: Rows
-    ) -> torch.Tensor:
+    def side_by_side(self, down: SplitLinear | Float8Linear, attended: Pending, up: Layer, rows: Rows) -> torch.Tensor:
         if isinstance(down, SplitLinear):
             assert isinstance(up, Linear) and isinstance(rows, torch.Tensor)
-            return down(attended, up.gelu(rows))
-        return down(self._quantised(attended, up(rows)))
+            hidden = up.gelu(rows)
+            return down(attended(), hidden)
+        hidden = up(rows)
+        return down(self._quantised(attended(), hidden))
 
     def _quantised(self, first: torch.Tensor | None, second: torch.Tensor | None) -> Scaled:
         """``first`` beside GELU of ``second``."""

@@ -24,6 +24,7 @@ from safelight.engine.flux.drawing import Drawing, Guide
 from safelight.engine.flux.operations import Operations
 from safelight.engine.flux.places import Places
 from safelight.engine.flux.residency import HostResidency, Residency, settle_text_encoder
+from safelight.engine.flux.shared_forward import SharedForward
 from safelight.engine.flux.step_cache import StepCache
 from safelight.engine.flux.text import TextEncoder
 from safelight.engine.flux.tiles import tile_vae
@@ -32,6 +33,7 @@ from safelight.engine.previews import LatentColours, preview_steps
 from safelight.engine.prompts import count_tokens, prompt_warnings
 from safelight.engine.sources import Source
 from safelight.engine.taken import Taken
+from safelight.engine.team import Share
 from safelight.lora.directory import AdapterDirectories
 from safelight.params import GenerationParams
 
@@ -96,8 +98,8 @@ class FluxModel:
         self.adapters.get(params.loras)
 
     @torch.inference_mode()
-    def begin(self, params: GenerationParams, source: Source | None) -> list[Drawing]:
-        """The pictures of a job, in the order of its seeds."""
+    def begin(self, params: GenerationParams, source: Source | None, share: Share | None = None) -> list[Drawing]:
+        """The pictures of a job, in the order of its seeds. With a ``share`` all members of the team begin them."""
         scheduler = self._scheduler(params)
         adapters = self.adapters.get(params.loras)
         with self._forward.at_beginning(adapters):
@@ -105,23 +107,25 @@ class FluxModel:
             if params.true_cfg_scale > 1:
                 guides.append(self._guide(params.negative_prompt or "", params, scheduler))
         rope = self._places.rope(params)
-        shown = preview_steps(params.steps_per_image, params.partial_images)
+        is_shown = share is None or share.is_leader
+        shown = preview_steps(params.steps_per_image, params.partial_images) if is_shown else frozenset()
         reference = encode_reference(self._pipeline, source) if source and params.reference_size else None
         drawings = []
         for seed in params.seeds:
             own = copy.deepcopy(scheduler)
             start = begin(self._pipeline, own, params, seed, source)
-            drawings.append(
-                Drawing(params, start.latents, own, guides, rope, shown, start.kept, start.filling, reference, adapters)
-            )
+            seen = start.kept, start.filling, reference
+            drawings.append(Drawing(params, start.latents, own, guides, rope, shown, *seen, adapters, share))
         return drawings
 
     @torch.inference_mode()
     def step(self, drawings: Sequence[Drawing]) -> list[Taken | None]:
         """Launches one step of each; all of one shape, with the same adapters. Gives the previews that were due.
 
-        If it raises, no drawing has moved.
+        If it raises, no drawing has moved. One with a share goes alone, and may raise as ``Share.go_on``.
         """
+        if share := drawings[0].share:
+            share.go_on()
         velocities = self._velocities(drawings)
         moved = [drawing.advanced(velocity) for drawing, velocity in zip(drawings, velocities, strict=True)]
         taken = []
@@ -177,6 +181,8 @@ class FluxModel:
         if computed:
             rows = [(drawing, guide) for drawing in computed for guide in drawing.guides]
             forward = self._forward.at_steps(drawings[0].adapters)
+            if share := drawings[0].share:
+                forward = SharedForward(self._transformer, share.team)
             velocities = forward(
                 torch.cat([drawing.seen for drawing, _ in rows]),
                 torch.stack([guide.text for _, guide in rows]),

@@ -5,7 +5,7 @@ Tokens are matrices of shape (all tokens, channels) in the order of ``BatchShape
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ _HALF_MAX = 65504.0
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the rotary embedding, each (tokens of a sample, head size / 2) in float32."""
 QueryKeyValue = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Pending = Callable[[], torch.Tensor]
+"""Gives what was begun: others may be at work on it."""
 
 
 class Operations:
@@ -49,14 +51,12 @@ class Operations:
         """GELU (tanh) of what ``up`` makes, as rows for the next layer."""
         return self.rows(F.gelu(up(rows), approximate="tanh"))
 
-    def side_by_side(
-        self, down: SplitLinear | Float8Linear, attended: torch.Tensor, up: Layer, rows: Rows
-    ) -> torch.Tensor:
-        """``down`` of the attention's output and of the MLP's hidden values."""
+    def side_by_side(self, down: SplitLinear | Float8Linear, attended: Pending, up: Layer, rows: Rows) -> torch.Tensor:
+        """``down`` of the attention's output and of the MLP's hidden values, which are made first."""
         hidden = F.gelu(up(rows), approximate="tanh")
         if isinstance(down, SplitLinear):
-            return down(attended, hidden)
-        return down(scaled(torch.cat([attended, hidden], dim=1)))
+            return down(attended(), hidden)
+        return down(scaled(torch.cat([attended(), hidden], dim=1)))
 
     # --- between the layers -----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from safelight.engine.flux.attention import Attention, attend_alone
 from safelight.engine.flux.linears import Adaptable, Linear
 from safelight.engine.flux.operations import Operations, Rope
 from safelight.engine.flux.residency import Residency
@@ -117,11 +118,19 @@ class LeanTransformer:
         places[:, 2] = torch.arange(width, device=self.device).repeat(height)
         return places
 
-    def __call__(self, latents: torch.Tensor, text: torch.Tensor, modulation: torch.Tensor, rope: Rope) -> torch.Tensor:
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        text: torch.Tensor,
+        modulation: torch.Tensor,
+        rope: Rope,
+        attention: Attention = attend_alone,
+    ) -> torch.Tensor:
         """The velocity of each sample: (rows, picture tokens, channels that are drawn).
 
         ``latents`` is (rows, picture tokens, channels), a reference's tokens among them; ``text`` (rows, text tokens,
-        width), ``modulation`` (rows, numbers): for each sample the row of its own step.
+        width), ``modulation`` (rows, numbers): for each sample the row of its own step. With another ``attention``
+        tokens may be a part of all, with the ``rope`` of that part: nothing else looks beyond its own token.
         """
         shape = BatchShape(len(latents), text.shape[1], latents.shape[1])
         tokens = torch.cat([text.flatten(0, 1), self._first(latents.flatten(0, 1))])
@@ -129,13 +138,13 @@ class LeanTransformer:
         following = iter(self._norms[1:])
         for index, double in enumerate(self._double):
             with self._residency.at_work(index):
-                change, gate = double.change(rows, tokens, modulation, shape, rope, self._heads)
+                change, gate = double.change(rows, tokens, modulation, shape, rope, self._heads, attention)
             rows = self._operations.add_and_norm(tokens, change, modulation, shape, gate, next(following))
         tokens, rows = _joined(tokens, shape), _joined(rows, shape)
         joint = shape.joint  # the single blocks know one stream only
         for index, single in enumerate(self._single, len(self._double)):
             with self._residency.at_work(index):
-                change, gate = single.change(rows, joint, rope, self._heads)
+                change, gate = single.change(rows, joint, rope, self._heads, attention)
             rows = self._operations.add_and_norm(tokens, change, modulation, joint, gate, next(following))
         pictures = rows.unflatten(0, (shape.rows, -1))[:, shape.text :]
         velocity: torch.Tensor = self._last(pictures.flatten(0, 1)).unflatten(0, (shape.rows, -1))
@@ -161,15 +170,22 @@ class DoubleBlock:
         self._norms = torch.stack([norm.weight.detach() for norm in norms])
 
     def change(
-        self, rows: Any, tokens: torch.Tensor, modulation: torch.Tensor, shape: BatchShape, rope: Rope, heads: int
+        self,
+        rows: Any,
+        tokens: torch.Tensor,
+        modulation: torch.Tensor,
+        shape: BatchShape,
+        rope: Rope,
+        heads: int,
+        attention: Attention,
     ) -> tuple[torch.Tensor, At]:
         """What is still to be added to ``tokens``, and by which gate; the attention's part is added in here."""
         split, operations = shape.text_tokens, self._operations
         projected = self._image_qkv.output(shape.all_tokens)
         self._text_qkv(rows[:split], out=projected[:split])
         self._image_qkv(rows[split:], out=projected[split:])
-        attended = _attention(*operations.query_key_value(projected, self._norms, rope, shape, heads))
-        to_out: Any = operations.rows(_streams(attended, shape))
+        attended = attention(*operations.query_key_value(projected, self._norms, rope, shape, heads))
+        to_out: Any = operations.rows(_streams(attended(), shape))
         change = self._image_out.output(shape.all_tokens)
         self._text_out(to_out[:split], out=change[:split])
         self._image_out(to_out[split:], out=change[split:])
@@ -193,11 +209,17 @@ class SingleBlock:
         self._down = operations.split_linear(block.proj_out, attention.inner_dim)
         self._norms = torch.stack([norm.weight.detach() for norm in (attention.norm_q, attention.norm_k)] * 2)
 
-    def change(self, rows: Any, shape: BatchShape, rope: Rope, heads: int) -> tuple[torch.Tensor, At]:
+    def change(
+        self, rows: Any, shape: BatchShape, rope: Rope, heads: int, attention: Attention
+    ) -> tuple[torch.Tensor, At]:
         """What is to be added to the tokens, and by which gate."""
         query_key_value = self._operations.query_key_value(self._qkv(rows), self._norms, rope, shape, heads)
-        attended = _attention(*query_key_value).flatten(0, 1)
-        return self._operations.side_by_side(self._down, attended, self._up, rows), self._gate
+        attended = attention(*query_key_value)
+
+        def matrix() -> torch.Tensor:
+            return attended().flatten(0, 1)
+
+        return self._operations.side_by_side(self._down, matrix, self._up, rows), self._gate
 
 
 Block = TypeVar("Block", DoubleBlock, SingleBlock)
@@ -226,11 +248,6 @@ class _Places:
 
 def _adaptable(part: object) -> Iterator[Adaptable]:
     return (member for member in vars(part).values() if isinstance(member, Adaptable))
-
-
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(rows, tokens, width) from (rows, heads, tokens, head size)."""
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def _streams(joint: torch.Tensor, shape: BatchShape) -> torch.Tensor:
