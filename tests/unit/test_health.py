@@ -96,6 +96,7 @@ async def test_a_busy_worker_is_ready_and_shows_its_job(tmp_path: Path, checkpoi
             "request_id": "req_1",
             "step": 1,
             "total_steps": 4,
+            "workers": [0],
         }
 
 

@@ -81,6 +81,12 @@ def test_cards_of_a_cluster_are_not_chosen_here() -> None:
         _check_devices(Config(cluster="ray", device="cuda:0,1"))
 
 
+def test_workers_of_several_machines_share_no_picture() -> None:
+    with pytest.raises(ConfigError, match="--sequence-parallel='2' does not go with --cluster='ray'"):
+        _check_devices(Config(cluster="ray", sequence_parallel="2"))
+    _check_devices(Config(cluster="ray"))
+
+
 @pytest.mark.parametrize("flag", ["--api-keys=me=12345678", "--admin-keys"])
 def test_keys_on_the_command_line_would_be_seen_by_the_whole_cluster(
     flag: str, monkeypatch: pytest.MonkeyPatch

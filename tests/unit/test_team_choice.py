@@ -14,13 +14,14 @@ import pytest
 
 from safelight.config import STUB_MODEL, Config
 from safelight.jobs import Job, JobStatus
-from safelight.server import front as front_module
 from safelight.server import loader as loader_module
 from safelight.server import team_choice as team_choice_module
+from safelight.server.cluster import LocalCluster
 from safelight.server.devices import Device
 from safelight.server.front import Front
 from safelight.server.pace import StepPaces
 from safelight.server.store import JobStore
+from safelight.server.worker_process import WORKER_COMMAND
 from tests.unit.running_front import TIMEOUT_S, ended, job, submit, until
 
 pytestmark = pytest.mark.anyio
@@ -33,11 +34,10 @@ async def _fleet(
     monkeypatch.setenv("STUB_STEP_S", "0.02")
     monkeypatch.setattr(loader_module, "BACK_OFF_S", (0.0, 0.01))
     devices = [Device(f"{device}:{index}", "cpu", {}) for index in range(workers)]
-    monkeypatch.setattr(front_module, "resolve_devices", lambda _setting: devices)
     defaults: dict[str, Any] = {"sequence_parallel": "2", "grace_period_s": 5.0}
     config = Config(model=STUB_MODEL, data_dir=folder, **defaults | settings)
     with contextlib.closing(JobStore.open(config.data_dir)) as store:
-        front = Front(config, store)
+        front = Front(config, store, cluster=LocalCluster(devices, WORKER_COMMAND))
         await front.start()
         try:
             await until(front.changes, lambda: all(worker.is_idle for worker in front.workers))

@@ -103,8 +103,8 @@ def _check_devices(config: Config) -> None:
         )
     if config.sequence_parallel not in (OFF, AUTO):
         raise ConfigError(
-            f"--sequence-parallel={config.sequence_parallel!r} does not go with {shown}: workers of several machines make "
-            "each picture alone",
+            f"--sequence-parallel={config.sequence_parallel!r} does not go with {shown}: workers of several "
+            "machines make each picture alone",
             param="sequence_parallel",
         )
     if any(argument.startswith(_SECRET_FLAGS) for argument in sys.argv):
