@@ -92,10 +92,11 @@ def batch_tokens(step_s: Mapping[int, float], tokens: int) -> int:
 
 
 def measured(precision: str, folder: Path = RESULTS) -> ServiceTimes:
-    """Of the card of ``denoise.json`` and ``serving-h100-*.json``, for ``bf16`` or ``fp8``. Raises ``OSError``."""
+    """Of the card of ``denoise.json``, for ``bf16`` or ``fp8``. Raises ``OSError``."""
     denoise = json.loads((folder / "denoise.json").read_text())
-    (serving_file,) = folder.glob(f"serving-*-{precision}.json")
-    serving = json.loads(serving_file.read_text())
+    found = {path: json.loads(path.read_text()) for path in folder.glob(f"serving-*-{precision}.json")}
+    card = denoise["cards"][0]["name"]
+    ((serving_file, serving),) = ((path, each) for path, each in found.items() if each["cards"][0]["name"] == card)
     steps: dict[int, dict[int, float]] = {}
     for figure in denoise["steps"]:
         if figure["what"] == f"Safelight {precision}":
@@ -104,7 +105,6 @@ def measured(precision: str, folder: Path = RESULTS) -> ServiceTimes:
     stages = {name: float(value["median"]) for name, value in overhead["seconds"].items()}
     (vae,) = [figure for figure in denoise["vae"] if figure["size"] == _MEASURED_SIZE]
     smallest, text_tokens = min(steps), int(denoise["text_tokens"])
-    card = denoise["cards"][0]["name"]
     return ServiceTimes(
         f"{denoise['model']} {precision}",
         steps,
