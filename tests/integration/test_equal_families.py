@@ -170,9 +170,9 @@ def test_kontext_is_warmed_up_as_it_is_used(kontext: tuple[Checkpoint, Any], mon
     begun: list[tuple[GenerationParams, Source | None]] = []
     begin = FluxModel.begin
 
-    def noted(model: FluxModel, params: GenerationParams, source: Source | None) -> Any:
+    def noted(model: FluxModel, params: GenerationParams, source: Source | None, *rest: Any) -> Any:
         begun.append((params, source))
-        return begin(model, params, source)
+        return begin(model, params, source, *rest)
 
     monkeypatch.setattr(FluxModel, "begin", noted)
 

@@ -132,5 +132,5 @@ def test_a_terminal_shows_bars_while_the_model_loads(tiny_checkpoint: Path, tmp_
         assert process.wait(30) == 0
     os.close(ours)
     assert "\u2501".encode() in shown  # a bar
-    assert b"cpu to_device" in shown or b"cpu weights" in shown
+    assert re.search(rb"cpu (import|weights|to_device|warmup)", shown)  # a small model loads between two lines
     assert re.search(rb"\d+% \xc2\xb7 [\d.]+ of [\d.]+ [kM]B", shown)

@@ -311,13 +311,11 @@ def test_names_that_could_not_be_made_durable_are_tried_again(tmp_path: Path, mo
 
 async def test_a_child_is_waited_for_without_a_thread() -> None:
     before = threading.active_count()
-    serve_module._watch_children_without_threads()
-    try:
+    with serve_module._children_without_threads(asyncio.get_running_loop()):
         children = [await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE) for _ in range(5)]
         assert threading.active_count() == before
         for child in children:
             await child.communicate(b"")
         assert [child.returncode for child in children] == [0] * 5
-    finally:
-        if sys.version_info < (3, 12):
-            asyncio.set_child_watcher(None)  # type: ignore[arg-type]  # the default comes back
+    if sys.version_info < (3, 12):
+        assert asyncio.get_child_watcher().is_active(), "nobody after it is left with its loop"

@@ -63,8 +63,10 @@ def serve(config: Config, sock: socket.socket) -> int:
     with (
         contextlib.closing(tracing),
         contextlib.closing(JobStore.open(config.data_dir, recover=config.recover)) as store,
+        asyncio.Runner() as runner,
+        _children_without_threads(runner.get_loop()),
     ):
-        return asyncio.run(_serve(config, sock, store, tracing, _cluster(config)))
+        return runner.run(_serve(config, sock, store, tracing, _cluster(config)))
 
 
 def _refuse_to_be_open(config: Config, sock: socket.socket) -> None:
@@ -155,14 +157,21 @@ def _make_data_dir(config: Config) -> None:
         raise ConfigError(f"--data-dir={str(config.data_dir)!r} is not writable")
 
 
-def _watch_children_without_threads() -> None:
+@contextlib.contextmanager
+def _children_without_threads(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Python 3.11 has a thread for each child that it waits for; later ones do as here, by themselves."""
-    if sys.version_info < (3, 12):
-        with contextlib.suppress(AttributeError, OSError):  # not every kernel and sandbox knows it
-            os.close(os.pidfd_open(os.getpid()))
-            watcher = asyncio.PidfdChildWatcher()
-            watcher.attach_loop(asyncio.get_running_loop())
-            asyncio.set_child_watcher(watcher)
+    if sys.version_info >= (3, 12):
+        yield
+        return
+    with contextlib.suppress(AttributeError, OSError):  # not every kernel and sandbox knows it
+        os.close(os.pidfd_open(os.getpid()))
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(loop)
+        asyncio.set_child_watcher(watcher)
+    try:
+        yield
+    finally:
+        asyncio.set_child_watcher(None)  # type: ignore[arg-type]  # the default comes back
 
 
 async def _serve(
@@ -172,7 +181,6 @@ async def _serve(
     tracing: Tracing = NO_TRACING,
     cluster: Cluster | None = None,
 ) -> int:
-    _watch_children_without_threads()
     front = Front(config, store, tracing=tracing, cluster=cluster)
     limits = ConnectionLimits(
         config.max_connections, config.head_timeout_s, config.body_timeout_s, config.write_timeout_s
