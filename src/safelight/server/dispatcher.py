@@ -96,12 +96,17 @@ class Dispatcher:
                 raise ShuttingDown("the server is shutting down and takes no new work", retry_after_s=5)
             if reason := self._why_it_waits(job):
                 raise reason
-            check_room(job.params, job.request.model, self._workers)
+            self._check_room(job)
             self._queue.reserve(job, self.forecast.retry_after_s(job.request.model))
             return await self._keep(self._ledger.accept(job, idempotency, files or {}))
         except SafelightError as error:
             self._metrics.refused.labels(error.code).inc()
             raise
+
+    def _check_room(self, job: Job) -> None:
+        model = self._models.named(job.request.model)
+        holders = len(self.placement.holders(model)) if model else 0
+        check_room(job.params, self._serving.of(job.request.model), holders)
 
     def end(self, job: Job) -> asyncio.Future[Job]:
         """The job once it has ended. Raises ``ShuttingDown`` or ``LoadError`` if it is kept, but nobody works on it."""
