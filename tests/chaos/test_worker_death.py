@@ -38,8 +38,9 @@ def test_a_worker_killed_in_a_job_costs_nothing_but_time(point: str, start: Star
     probe.assert_calm()
     assert [shown["status"] for shown in ended] == ["succeeded"] * JOBS
     attempts = [shown["attempt"] for shown in ended]
-    assert sorted(attempts)[:-1] == [1] * (JOBS - 1)
-    assert attempts[2] == (1 if point.startswith("engine.sent") else 2)
+    assert attempts.pop(2) == (1 if point.startswith("engine.sent") else 2)
+    has_next = point.startswith(("engine.encode", "engine.sent"))  # which is at work by then
+    assert sum(attempts) - len(attempts) <= has_next
     assert server.status()["workers"][0]["restarts"] == 1
     undisturbed = server.submit(seed=2)["id"]
     server.wait_for(undisturbed)
