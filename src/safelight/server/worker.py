@@ -132,6 +132,7 @@ class Worker:
     async def _load(self) -> None:
         """What is wanted, onto an empty device."""
         assert self.wanted is not None
+        self._is_to_reload = False  # whoever asked for that gets it now
         model, is_recovering = self.wanted, self.loader.is_recovering
         try:
             self.current = await self.loader.start(model)
